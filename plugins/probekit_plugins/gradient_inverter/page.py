@@ -1,0 +1,177 @@
+"""The inverter's page: recovered tokens by restart, tokens over steps, losses, accuracy, candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from probekit import Token, TokenRow, TokenSequence
+
+if TYPE_CHECKING:
+    from probekit import Page, Result
+    from probekit_plugins.gradient_inverter import GradientInverterOptions
+
+# A line has at most this many points: more cannot be told apart on a page.
+POINTS = 200
+
+
+def draw(result: Result, page: Page, options: GradientInverterOptions) -> None:
+    prompts = result.sequences["prompt"]
+    sites = list(dict.fromkeys(str(sequence.labels["site"]) for sequence in prompts))
+    head = {
+        "none": "",
+        "model": " followed by the model's head",
+        "without-norm": " followed by the head without its norm",
+    }
+    page.prose(
+        f"Each restart starts from noise and descends ‖O(e) − t‖ ({options.loss.upper()}) for {options.steps} steps; O "
+        f"is the model up to the site{head[options.head]}, t its activation for the prompt. The embeddings that it "
+        f"ends with are decoded to tokens ({options.decoder}). The loss is given relative to m, the loss of the "
+        f"prompt's own embeddings shifted by N(0, {options.shift_sigma:g}): below 1, the descent came closer than that "
+        "shift. The discrete loss is measured again with the decoded tokens in place of the embeddings: 0 means that "
+        "they reproduce the activation."
+    )
+    _overview(result, page, sites)
+    for sequence in prompts:
+        _one_inversion(result, page, sequence, many=len(prompts) > 1)
+
+
+def _overview(result: Result, page: Page, sites: Sequence[str]) -> None:
+    figures = {
+        "selected": "token_accuracy_selected",
+        "mean": "token_accuracy_mean",
+        "least": "token_accuracy_min",
+        "most": "token_accuracy_max",
+        "top-k": "top_k_accuracy_mean",
+        "exact": "exact_rate",
+        "loss / m": "loss_ratio_median",
+    }
+    page.table(
+        ["site", *figures],
+        [[site, *(result.metrics[f"{site}/{figure}"] for figure in figures.values())] for site in sites],
+        caption="Token accuracy over restarts and prompts: the selected restart, then all of them; median loss / m",
+    )
+    if len(sites) > 1:
+        for number in dict.fromkeys(sequence.labels["prompt"] for sequence in result.sequences["prompt"]):
+            tokens = next(s.tokens for s in result.sequences["prompt"] if s.labels["prompt"] == number)
+            page.heatmap(
+                [result.tensors[f"{number}/{site}/right"].tolist() for site in sites],
+                x_labels=tokens,
+                y_labels=sites,
+                x="token of the prompt",
+                y="site",
+                value="share of restarts that recover it",
+                caption=f"Where prompt {number + 1} survives" if isinstance(number, int) else "",
+                domain=(0.0, 1.0),
+            )
+
+
+def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool) -> None:
+    number, site = prompt.labels["prompt"], str(prompt.labels["site"])
+    prefix = f"{number}/{site}"
+    rows = [row for row in result.tables["restarts"] if row["prompt"] == number and row["site"] == site]
+    selected = next(row for row in rows if row["selected"])
+    page.heading(f"{site}, prompt {int(number or 0) + 1}" if many else site)
+    found = list(_of(result, "recovered", prompt))
+    page.tokens(
+        [
+            TokenRow("prompt", [Token(text) for text in prompt.tokens]),
+            *(
+                TokenRow(
+                    f"restart {row['restart']}",
+                    _marked(
+                        next(s for s in found if s.labels["restart"] == row["restart"] and s.labels["rank"] == 0),
+                        prompt,
+                    ),
+                    note=_note(row),
+                )
+                for row in rows
+            ),
+        ],
+        caption="Recovered tokens by restart",
+        legend="marked right or wrong against the prompt's token at the same position",
+    )
+    page.tokens(
+        [
+            TokenRow(f"step {sequence.labels['step']}", _marked(sequence, prompt))
+            for sequence in _of(result, "trajectory", prompt)
+        ],
+        caption=f"Tokens over steps, restart {selected['restart']}",
+        collapsed=many,
+    )
+    shifted = float(selected["shifted_loss"] or 0) or 1.0
+    losses = result.tensors[f"{prefix}/losses"] / shifted
+    steps = _thinned(len(losses))
+    page.lines(
+        {
+            f"restart {index}": [(step, float(losses[step, index])) for step in steps]
+            for index in range(losses.shape[1])
+        },
+        x="step",
+        y="loss / m",
+        caption="Loss over steps, relative to the shifted prompt's",
+        log_y=bool((losses > 0).all()),
+    )
+    accuracy = result.tensors[f"{prefix}/recorded_accuracy"]
+    recorded = result.tensors[f"{prefix}/recorded_steps"].tolist()
+    page.lines(
+        {
+            f"restart {index}": [(step, float(value)) for step, value in zip(recorded, accuracy[:, index], strict=True)]
+            for index in range(accuracy.shape[1])
+        },
+        x="step",
+        y="token accuracy",
+        caption="Token accuracy over steps",
+    )
+    page.tokens(
+        [
+            TokenRow(f"top {int(sequence.labels['rank'] or 0) + 1}", _marked(sequence, prompt))
+            for sequence in found
+            if sequence.labels["restart"] == selected["restart"]
+        ],
+        caption=f"Candidates for each position, best first, restart {selected['restart']}",
+        collapsed=many,
+    )
+    columns = [
+        "restart",
+        "selected",
+        "loss",
+        "loss_ratio",
+        "token_accuracy",
+        "top_k_accuracy",
+        "exact",
+        "discrete_loss",
+        "text",
+    ]
+    page.table(
+        [column.replace("_", " ").replace("loss ratio", "loss / m") for column in columns],
+        [[row[column] for column in columns] for row in rows],
+        caption="All restarts",
+        collapsed=many,
+    )
+
+
+def _of(result: Result, name: str, prompt: TokenSequence) -> Iterator[TokenSequence]:
+    """The sequences of that name that belong to the same prompt and site."""
+    for sequence in result.sequences[name]:
+        if all(sequence.labels[key] == prompt.labels[key] for key in ("prompt", "site")):
+            yield sequence
+
+
+def _marked(sequence: TokenSequence, prompt: TokenSequence) -> list[Token]:
+    return [
+        Token(text, mark="right" if index == wanted else "wrong", title=f"token {index}, wanted {wanted}")
+        for text, index, wanted in zip(sequence.tokens, sequence.ids, prompt.ids, strict=True)
+    ]
+
+
+def _note(row: dict[str, Any]) -> str:
+    ratio = "" if row["loss_ratio"] is None else f", loss / m {row['loss_ratio']:.3g}"
+    return f"{row['token_accuracy']:.0%}{ratio}, discrete loss {row['discrete_loss']:.3g}" + (
+        ", selected" if row["selected"] else ""
+    )
+
+
+def _thinned(count: int) -> list[int]:
+    stride = max(1, -(-count // POINTS))
+    return [*range(0, count - 1, stride), count - 1]

@@ -1,0 +1,98 @@
+"""probekit: what does layer k still know about its input, and which other inputs does it take for the same?
+
+The public API, and nothing else. Importing it imports neither torch nor transformers: names are loaded when they are
+used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probekit.analysis import Analysis, Context, Listener, Options, Progress, Prompt, Result, Sites, TokenSequence
+    from probekit.errors import AnalysisError, ModelError, PluginError, ProbekitError, UsageError
+    from probekit.forward import LayerMap
+    from probekit.hookspecs import hookimpl
+    from probekit.models.anatomy import Anatomy
+    from probekit.models.spec import ModelSpec
+    from probekit.plugins import Plugins
+    from probekit.report import Page, Token, TokenRow
+    from probekit.runs import Run, RunConfig, run
+    from probekit.subject import DECODERS, Subject, load
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Analysis": "analysis",
+    "AnalysisError": "errors",
+    "Anatomy": "models.anatomy",
+    "Context": "analysis",
+    "DECODERS": "subject",
+    "LayerMap": "forward",
+    "Listener": "analysis",
+    "ModelError": "errors",
+    "ModelSpec": "models.spec",
+    "Options": "analysis",
+    "Page": "report",
+    "PluginError": "errors",
+    "Plugins": "plugins",
+    "ProbekitError": "errors",
+    "Progress": "analysis",
+    "Prompt": "analysis",
+    "Result": "analysis",
+    "Run": "runs",
+    "RunConfig": "runs",
+    "Sites": "analysis",
+    "Subject": "subject",
+    "Token": "report",
+    "TokenRow": "report",
+    "TokenSequence": "analysis",
+    "UsageError": "errors",
+    "hookimpl": "hookspecs",
+    "load": "subject",
+    "run": "runs",
+}
+
+__all__ = [
+    "DECODERS",
+    "Analysis",
+    "AnalysisError",
+    "Anatomy",
+    "Context",
+    "LayerMap",
+    "Listener",
+    "ModelError",
+    "ModelSpec",
+    "Options",
+    "Page",
+    "PluginError",
+    "Plugins",
+    "ProbekitError",
+    "Progress",
+    "Prompt",
+    "Result",
+    "Run",
+    "RunConfig",
+    "Sites",
+    "Subject",
+    "Token",
+    "TokenRow",
+    "TokenSequence",
+    "UsageError",
+    "hookimpl",
+    "load",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'probekit' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"probekit.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

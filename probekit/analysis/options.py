@@ -1,0 +1,53 @@
+"""Typed options: a pydantic model for each analysis, validated before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from probekit.errors import UsageError, nearest
+
+
+class Options(BaseModel):
+    """Base class of an analysis's options. Give every field a default and `Field(description=…)`: they are its
+    documentation.
+
+    An unknown key is an error; values are frozen.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def _join(value: object) -> object:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+Sites = Annotated[str, BeforeValidator(_join)]
+"""Sites as an option: 'block.3', 'blocks', 'block.0:6:2', 'embedding,norm,logits', or a list of these; resolved by
+`subject.expand_sites` when the anatomy is known."""
+
+
+def parse_options(model: type[Options], values: Mapping[str, Any], analysis: str) -> Options:
+    """The options of an analysis from plain values.
+
+    Raises UsageError with one sentence for an unknown key (naming the nearest known one) or a value of the wrong type.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError(_sentence(error, model, analysis)) from None
+
+
+def _sentence(error: ValidationError, model: type[BaseModel], analysis: str) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-")))
+    if first["type"] == "extra_forbidden":
+        known = list(model.model_fields)
+        return f"{analysis} has no option '{key}'; its options are: {', '.join(known) or 'none'}.{nearest(key, known)}"
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = expected[:1].lower() + expected[1:]
+    if not key:
+        return f"The options of {analysis} do not go together: {expected}."
+    return f"The option '{key}' of {analysis} is {first['input']!r}; expected {expected}."

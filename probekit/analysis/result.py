@@ -1,0 +1,120 @@
+"""What an analysis found, as data: saved before anything is drawn, and drawn from what was saved.
+
+On disk a result is `result.json` (metrics, tables, token sequences, finding, notes) and `tensors.safetensors`. No
+pickle, no NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from probekit.errors import AnalysisError, UsageError
+
+SCHEMA = 1
+RESULT_FILE = "result.json"
+TENSOR_FILE = "tensors.safetensors"
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass
+class TokenSequence:
+    """Tokens that an analysis produced or consumed, with what they belong to (`{"site": "block.3", "restart": 2,
+    "rank": 0}`).
+    """
+
+    ids: list[int]
+    tokens: list[str]
+    labels: dict[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """Metrics (one figure each), tables (rows of columns), tensors, and named lists of token sequences.
+
+    `finding` is one sentence with the figures, `notes` are caveats that a reader must see. Tensors are torch tensors
+    where the analysis computed them, and numpy arrays (bf16 as fp32) where the result was read back.
+    """
+
+    finding: str = ""
+    metrics: dict[str, Scalar] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Scalar]]] = field(default_factory=dict)
+    sequences: dict[str, list[TokenSequence]] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def encode(self) -> dict[str, bytes]:
+        """The files of this result, by name.
+
+        Raises AnalysisError, naming the figure, if a metric, a table or a tensor holds NaN or infinity.
+        """
+        for name, value in self.metrics.items():
+            _check(value, f"The metric '{name}'")
+        for name, rows in self.tables.items():
+            for row in rows:
+                for column, value in row.items():
+                    _check(value, f"The table '{name}', column '{column}',")
+        arrays = {name: _array(name, tensor) for name, tensor in self.tensors.items()}
+        document = {
+            "schema": SCHEMA,
+            "finding": self.finding,
+            "metrics": self.metrics,
+            "tables": self.tables,
+            "sequences": {name: [asdict(sequence) for sequence in group] for name, group in self.sequences.items()},
+            "notes": self.notes,
+        }
+        from safetensors.numpy import save
+
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"  # ASCII: lone surrogates survive as escapes
+        return {RESULT_FILE: text.encode(), TENSOR_FILE: save(arrays)}
+
+    @classmethod
+    def read(cls, folder: Path) -> Result:
+        """Read a saved result. Raises UsageError with a sentence if the folder holds none, or one of another schema."""
+        try:
+            document = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"There is no {RESULT_FILE} in '{folder}'; expected an analysis of a finished run."
+            ) from None
+        except ValueError as error:
+            raise UsageError(f"The file '{folder / RESULT_FILE}' is damaged: {error}.") from None
+        if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
+            raise UsageError(
+                f"The result in '{folder}' is not of schema {SCHEMA}; another version of probekit wrote it."
+            )
+        from safetensors.numpy import load_file
+
+        return cls(
+            finding=document["finding"],
+            metrics=document["metrics"],
+            tables=document["tables"],
+            sequences={
+                name: [TokenSequence(**sequence) for sequence in group] for name, group in document["sequences"].items()
+            },
+            tensors=load_file(folder / TENSOR_FILE),
+            notes=document["notes"],
+        )
+
+
+def _check(value: Scalar, what: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise AnalysisError(f"{what} is {value}; a result holds finite figures only, so the computation broke down.")
+
+
+def _array(name: str, tensor: Any) -> Any:
+    import numpy
+
+    if hasattr(tensor, "detach"):  # a torch tensor, without importing torch
+        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+        tensor = tensor.numpy()
+    array = numpy.ascontiguousarray(tensor)
+    if array.dtype.kind == "f" and not numpy.isfinite(array).all():
+        raise AnalysisError(f"The tensor '{name}' holds NaN or infinity, so the computation broke down.")
+    return array

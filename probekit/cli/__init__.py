@@ -1,0 +1,76 @@
+"""The command line. Commands are loaded when they are called: `probekit --help` imports no plugin, and no torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from probekit.errors import ProbekitError
+
+INTERRUPTED = 130
+
+COMMANDS = {
+    "models": ("models", "Show where a model keeps its parts."),
+    "plugins": ("plugins", "List the plugins, or show one with its options."),
+    "report": ("report", "Draw the report of a run again."),
+    "run": ("run", "Run analyses on a model and write a report."),
+}
+
+
+class LazyGroup(click.Group):
+    """The commands of probekit by name, then those of plugins."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in COMMANDS:
+            module = importlib.import_module(f"probekit.cli.{COMMANDS[name][0]}")
+            command: click.Command = module.command
+            return command
+        from probekit.plugins import Plugins
+
+        for _, commands in Plugins().providers("probekit_commands"):
+            for command in commands:
+                if command.name == name:
+                    return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="probekit", message="probekit %(version)s")
+def cli() -> None:
+    """What does layer k of a language model still know about its input, and which other inputs does it take for the
+    same?
+
+    Start with `probekit run`: it inverts a layer of the embedded model and prints where the report is.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code: 0 done, 1 an analysis failed, 2 usage, 3 a plugin
+    failed to load, 4 the model failed to load, 130 interrupted.
+    """
+    try:
+        code = cli.main(None if arguments is None else list(arguments), prog_name="probekit", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except ProbekitError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

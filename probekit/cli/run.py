@@ -1,0 +1,153 @@
+"""`probekit run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from probekit.cli.display import display
+from probekit.cli.model_options import model_options, spec_values, toml_value
+from probekit.errors import AnalysisError, UsageError
+from probekit.plugins import Plugins
+from probekit.runs import Run, execute, resolve
+from probekit.runs.config import Resolved, read_config
+from probekit.runs.prompts import read_prompts
+
+
+@click.command("run")
+@click.option("--model", help="A folder, a name on the hub, or 'demo', the embedded model.  [default: demo]")
+@click.option(
+    "--plugin", "plugins", multiple=True, help="An analysis to run; repeatable.  [default: gradient-inverter]"
+)
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the analysis (with several: ANALYSIS.KEY=VALUE); see `probekit plugins show NAME`.",
+)
+@click.option("--prompt", "prompts", multiple=True, help="A prompt; repeatable.")
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=Path),
+    help="Prompts from a file: text, one a line, or JSONL.",
+)
+@click.option("--input-ids", multiple=True, metavar="1,2,3", help="A prompt as token ids; repeatable.")
+@click.option(
+    "--special-tokens/--no-special-tokens",
+    default=None,
+    help="Let the tokenizer add its special tokens.  [default: yes]",
+)
+@click.option("--seed", type=click.INT, help="Seed of everything random.  [default: 0]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Run directory to make.  [default: a new one in probekit-runs/]"
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="A TOML file such as the config.toml of a run; options given here override it.",
+)
+@click.option(
+    "--block-plugin", "block_plugins", multiple=True, metavar="NAME", help="An entry point not to load; repeatable."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on standard output, and nothing else there."
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and end.")
+@model_options
+def command(as_json: bool, dry_run: bool, output: Path | None, config: Path | None, **given: Any) -> None:
+    """Run analyses on a model and write a report.
+
+    Without options it inverts the first block of the embedded model on the prompt "The sky is blue.".
+    """
+    layers = [(str(config), read_config(config))] if config else []
+    layers.append(("command line", _given(given)))
+    blocked = {name for _, values in layers for name in values.get("block_plugins", [])}
+    plugins = Plugins(block=blocked)
+    resolved = resolve(layers, plugins)
+    if dry_run:
+        _show_resolved(resolved, as_json)
+        return
+    with display() as listener:
+        outcome = execute(resolved, plugins, output, listener, argv=sys.argv[1:])
+    if as_json:
+        click.echo(json.dumps(outcome.document(), indent=1, allow_nan=False))
+    else:
+        _show_outcome(outcome)
+    if outcome.failures:
+        sentences = "; ".join(f"{name}: {sentence}" for name, sentence in outcome.failures.items())
+        raise AnalysisError(sentences)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The values given on the command line, in the shape of a RunConfig."""
+    model = spec_values(options.pop("model"), options)
+    values: dict[str, Any] = {"model": model} if model else {}
+    for name in ("seed", "special_tokens"):
+        if options[name] is not None:
+            values[name] = options[name]
+    for name in ("plugins", "block_plugins"):
+        if options[name]:
+            values[name] = list(options[name])
+    prompts = list(options["prompts"])
+    input_ids = [_ids(text) for text in options["input_ids"]]
+    if options["prompts_file"] is not None:
+        read = read_prompts(options["prompts_file"])
+        prompts += read["prompts"]
+        input_ids += read["input_ids"]
+    if prompts:
+        values["prompts"] = prompts
+    if input_ids:
+        values["input_ids"] = input_ids
+    if options["options"]:
+        values["options"] = dict(_pair(text) for text in options["options"])
+    return values
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"'-o {text}' is no option; expected KEY=VALUE, for example -o steps=50.")
+    return key.strip(), toml_value(value)
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.strip().strip("[]").replace(",", " ").split()]
+    except ValueError:
+        raise UsageError(
+            f"'--input-ids {text}' is no list of token ids; expected whole numbers, for example 464,6766."
+        ) from None
+
+
+def _show_resolved(resolved: Resolved, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(resolved.document(), indent=1, allow_nan=False))
+        return
+    document = resolved.document()
+    for key, value in _flat(document["configuration"]):
+        click.echo(f"{key} = {json.dumps(value, ensure_ascii=False)}  # {document['sources'].get(key, 'default')}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict) and prefix.count(".") < 2 and key not in ("device_map", "max_memory"):
+            flat += _flat(value, f"{prefix}{key}.")
+        else:
+            flat.append((prefix + key, value))
+    return flat
+
+
+def _show_outcome(outcome: Run) -> None:
+    for name, result in outcome.results.items():
+        click.echo(f"{name}: {result.finding}" if result.finding else f"{name}: done")
+        for note in result.notes:
+            click.echo(f"  note: {note}")
+    click.echo(f"Report: {outcome.report_path}")

@@ -1,0 +1,38 @@
+"""Edit: replace an activation by a function of itself while a block is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from probekit.errors import UsageError
+from probekit.forward.sites import Site, read, replace
+
+
+@contextmanager
+def edited(site: Site, function: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """While open, the site's activation `a` is `function(a)`, in every forward of the model.
+
+    The function gets a copy, so that writing into it changes nothing but what it returns. Raises UsageError, from the
+    forward, if it returns another shape than it got.
+    """
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        activation = read(output, site.name)
+        value = function(activation.clone())
+        if not isinstance(value, torch.Tensor) or value.shape != activation.shape:
+            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise UsageError(
+                f"An edit of '{site.name}' returned {got}; expected a tensor of {tuple(activation.shape)}."
+            )
+        return replace(output, value.to(activation.device, activation.dtype))
+
+    handle = site.module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

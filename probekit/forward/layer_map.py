@@ -1,0 +1,93 @@
+"""The layer map `O_l`: the function from input embeddings to the activation at one site.
+
+Differentiable, stopped at the site, batched. The embeddings replace what the embedding module returns, which works
+where `inputs_embeds` is missing, scaled, or joined by something else; the model adds its own positions after it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from probekit.errors import ModelError, UsageError
+from probekit.forward.capture import Reached
+from probekit.forward.rest import forward, resting, stand_in_ids
+from probekit.forward.sites import Site, read
+from probekit.models.anatomy import Anatomy
+
+
+class LayerMap:
+    """`O_l(e)`: call it with embeddings `[batch, sequence, d]`, get the activation at the site.
+
+    `input_ids` and `attention_mask`, `[batch or 1, sequence]`, are what the model sees beside the embeddings. Gradients
+    flow to the embeddings and to nothing else; nothing past the site is computed; no hook outlives a call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        site: Site,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        settled: bool = False,
+    ) -> None:
+        self.site = site.name
+        self._model = model
+        self._embedding = anatomy.embedding
+        self._module = site.module
+        self._input_ids = input_ids
+        self._attention_mask = attention_mask
+        self._settled = settled
+        self._device = next(anatomy.embedding.parameters()).device
+
+    def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The activation at the site. Raises UsageError for embeddings of another shape than the model's."""
+        if embeddings.dim() != 3:
+            raise UsageError(f"Embeddings have the shape {tuple(embeddings.shape)}; expected [batch, sequence, width].")
+        activation: torch.Tensor | None = None
+        substituted = False
+
+        def substitute(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+            nonlocal substituted
+            if substituted:  # a model that embeds something else with the same matrix, such as token types
+                return None
+            substituted = True
+            if output.shape != embeddings.shape:
+                raise UsageError(
+                    f"Embeddings have the shape {tuple(embeddings.shape)}; the model's own have {tuple(output.shape)}."
+                )
+            # A clone: some models scale or write into their embeddings in place.
+            return embeddings.to(output.device, output.dtype).clone()
+
+        def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            nonlocal activation
+            activation = read(output, self.site)
+            raise Reached
+
+        first = self._embedding.register_forward_hook(substitute)
+        second = self._module.register_forward_hook(stop)
+        try:
+            with resting(self._model, self._settled):
+                forward(self._model, self._ids(embeddings), self._mask(embeddings))
+        except Reached:
+            pass
+        finally:
+            first.remove()
+            second.remove()
+        if activation is None:
+            raise ModelError(f"The site '{self.site}' never ran in a forward pass of this model; choose another site.")
+        if not substituted:
+            raise ModelError(f"The site '{self.site}' runs before the token embedding, so it is no function of it.")
+        return activation
+
+    def _ids(self, embeddings: torch.Tensor) -> torch.Tensor:
+        batch, sequence = embeddings.shape[:2]
+        if self._input_ids is None:
+            return stand_in_ids(self._model, batch, sequence, self._device)
+        return self._input_ids.to(self._device).expand(batch, -1)
+
+    def _mask(self, embeddings: torch.Tensor) -> torch.Tensor | None:
+        return None if self._attention_mask is None else self._attention_mask.expand(embeddings.shape[0], -1)

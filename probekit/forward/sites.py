@@ -1,0 +1,111 @@
+"""Sites: names for the places whose activation can be read or replaced.
+
+`embedding`, `block.3`, `block.-1`, `norm`, `logits`, or a dotted module path such as `transformer.h.3.mlp`. Where
+options take several, a grammar: `blocks` is every block, `block.0:6:2` a slice of them, and commas join.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from probekit.errors import UsageError, nearest
+from probekit.models.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named place and the module whose output it is. `logits` is the output of the whole model."""
+
+    name: str
+    module: nn.Module
+
+
+def site_names(anatomy: Anatomy) -> list[str]:
+    """Every named site of a model, in the order in which they run."""
+    names = ["embedding", *(f"block.{index}" for index in range(len(anatomy.blocks)))]
+    return [*names, *(["norm"] if anatomy.norm is not None else []), "logits"]
+
+
+def find_site(model: nn.Module, anatomy: Anatomy, name: str) -> Site:
+    """The site of that name, named canonically (`block.-1` becomes `block.11`).
+
+    Raises UsageError, listing the sites, if there is none.
+    """
+    if match := re.fullmatch(r"block\.(-?\d+)", name):
+        index, count = int(match[1]), len(anatomy.blocks)
+        if not -count <= index < count:
+            raise UsageError(f"There is no site '{name}': the model has {count} blocks, block.0 to block.{count - 1}.")
+        return Site(f"block.{index % count}", anatomy.blocks[index])
+    if name == "embedding":
+        return Site(name, anatomy.embedding)
+    if name == "norm" and anatomy.norm is not None:
+        return Site(name, anatomy.norm)
+    if name == "logits":
+        return Site(name, model)
+    modules = dict(model.named_modules())
+    if name and name in modules:
+        return Site(name, modules[name])
+    known = site_names(anatomy)
+    last = len(anatomy.blocks) - 1
+    listed = ", ".join(site for site in known if not site.startswith("block."))
+    raise UsageError(
+        f"There is no site '{name}'; the sites are block.0 to block.{last}, {listed}, and module paths such as "
+        f"{anatomy.blocks_path}.0.{nearest(name, [*known, *modules])}"
+    )
+
+
+def expand_sites(model: nn.Module, anatomy: Anatomy, grammar: str) -> list[str]:
+    """The canonical names that a site expression stands for, without repeats, in the order given.
+
+    Raises UsageError if a part of it names no site.
+    """
+    names: list[str] = []
+    for part in (part.strip() for part in grammar.split(",")):
+        match = re.fullmatch(r"block\.(-?\d*):(-?\d*)(?::(-?\d*))?", part)
+        if part in ("blocks", "every-block"):
+            names += [f"block.{index}" for index in range(len(anatomy.blocks))]
+        elif match:
+            start, stop, step = (int(piece) if piece else None for piece in match.groups())
+            if step == 0:
+                raise UsageError(f"'{part}' has a step of 0; expected block.START:STOP:STEP with a step other than 0.")
+            chosen = range(len(anatomy.blocks))[slice(start, stop, step)]
+            if not chosen:
+                raise UsageError(f"'{part}' is no block of a model with {len(anatomy.blocks)} blocks.")
+            names += [f"block.{index}" for index in chosen]
+        else:
+            names.append(find_site(model, anatomy, part).name)
+    return list(dict.fromkeys(names))
+
+
+def read(output: Any, site: str) -> torch.Tensor:
+    """The activation in what a module returned: the tensor itself, the logits of a model output, or item 0."""
+    value = output
+    if hasattr(output, "logits"):
+        value = output.logits
+    elif isinstance(output, tuple | list) and output:
+        value = output[0]
+    if not isinstance(value, torch.Tensor):
+        raise UsageError(
+            f"The site '{site}' returns a {type(output).__name__} without a tensor in front; choose another site."
+        )
+    return value
+
+
+def replace(output: Any, value: torch.Tensor) -> Any:
+    """The same output with its activation replaced: the rest and the type are kept."""
+    if isinstance(output, torch.Tensor):
+        return value
+    if hasattr(output, "logits"):
+        changed = type(output)(**output)
+        changed["logits"] = value
+        return changed
+    if hasattr(output, "_replace"):
+        return output._replace(**{output._fields[0]: value})
+    rest: Sequence[Any] = output[1:]
+    return type(output)((value, *rest))

@@ -1,0 +1,62 @@
+"""The hooks that a plugin may implement. Pluggy only: importing this imports neither torch nor transformers.
+
+A plugin is a module (or object) under an entry point of the group `probekit`; it marks its implementations with
+`probekit.hookimpl`. Implementations are called one by one, so that one that raises does not end the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import click
+
+PROJECT = "probekit"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def probekit_analyses() -> Sequence[type]:  # type: ignore[empty-body]
+    """The analyses that this plugin provides: subclasses of `probekit.Analysis`."""
+
+
+@hookspec(firstresult=True)
+def probekit_load_model(spec: Any) -> tuple[Any, Any] | None:
+    """Load a model that transformers does not know.
+
+    `spec` is the `probekit.ModelSpec`. Return `(model, tokenizer)`, where the tokenizer may be None, or None to leave
+    it to the next plugin and at last to transformers. The first result counts.
+    """
+
+
+@hookspec(firstresult=True)
+def probekit_anatomy(model: Any) -> Mapping[str, str | None] | None:
+    """Declare where a model keeps its parts, as module paths.
+
+    Keys: `blocks`, `embedding`, `norm`, `unembedding`; a key that is left out is found by structure, and None says
+    that the model has no such part. Return None if this is not a model of yours. The first result counts.
+    """
+
+
+@hookspec
+def probekit_run_started(directory: Path, configuration: Mapping[str, Any]) -> None:
+    """A run begins: its directory exists and holds the resolved configuration; no model is loaded yet."""
+
+
+@hookspec
+def probekit_run_finished(directory: Path, status: str) -> None:
+    """A run ended (`done`, `failed` or `interrupted`): its directory is whole, the report is drawn if there is one."""
+
+
+@hookspec
+def probekit_commands() -> Sequence[click.Command]:  # type: ignore[empty-body]
+    """Further commands of the `probekit` command line, as click commands. They are found when they are called by
+    name.
+    """

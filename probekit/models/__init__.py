@@ -1,0 +1,1 @@
+"""Models: what to load (`spec`), loading it (`loading`), and where it keeps its parts (`anatomy`)."""

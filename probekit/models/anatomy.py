@@ -1,0 +1,185 @@
+"""Anatomy: where a model keeps its token embedding, decoder blocks, final norm and unembedding.
+
+Found by structure, not by a list of architectures: the blocks are the outermost `ModuleList` with as many entries as
+the text config says, the embedding and the unembedding are what the model names as such, and the final norm is the
+blocks' only sibling made of vectors alone. Where structure fits more than once, one traced forward over two tokens
+decides; where that does not decide either, it is an error that says how to declare the anatomy. Never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from probekit.errors import ModelError, nearest
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a model, each with its module path. `norm` and `unembedding` are None where there is none."""
+
+    embedding: nn.Module
+    embedding_path: str
+    blocks: list[nn.Module]
+    blocks_path: str
+    norm: nn.Module | None
+    norm_path: str | None
+    unembedding: nn.Module | None
+    unembedding_path: str | None
+
+    def block(self, index: int) -> nn.Module:
+        return self.blocks[index]
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the text decoder: the model's own, or the text part of a composite one."""
+    config = getattr(model, "config", None)
+    if config is None:
+        raise ModelError(f"{type(model).__name__} has no `config`; probekit reads models built by transformers.")
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def find_anatomy(model: nn.Module, declared: Mapping[str, str | None] | None = None) -> Anatomy:
+    """Find the parts of a model; `declared` paths (keys `blocks`, `embedding`, `norm`, `unembedding`) override.
+
+    Raises ModelError if a part that is needed is not there, or cannot be told from another.
+    """
+    declared = dict(declared or {})
+    unknown = set(declared) - {"blocks", "embedding", "norm", "unembedding"}
+    if unknown:
+        raise ModelError(
+            f"A declared anatomy has the key '{min(unknown)}'; the keys are blocks, embedding, norm and unembedding."
+        )
+    paths = {id(module): path for path, module in model.named_modules()}
+    blocks_path = declared.get("blocks") or _find_blocks(model)
+    block_list = module_at(model, blocks_path)
+    if not isinstance(block_list, nn.ModuleList | nn.Sequential) or len(block_list) == 0:
+        raise ModelError(f"'{blocks_path}' is a {type(block_list).__name__}, not a list of decoder blocks.")
+    parts: dict[str, nn.Module | None] = {}
+    for part, accessor in (("embedding", "get_input_embeddings"), ("unembedding", "get_output_embeddings")):
+        if part in declared:
+            path = declared[part]
+            parts[part] = module_at(model, path) if path else None
+        else:
+            parts[part] = _ask(model, accessor)
+    embedding = parts["embedding"]
+    if embedding is None or id(embedding) not in paths:
+        raise ModelError(
+            f"{type(model).__name__} does not say which module embeds its tokens; "
+            "declare its path with the hook probekit_anatomy."
+        )
+    if "norm" in declared:
+        norm = module_at(model, declared["norm"]) if declared["norm"] else None
+    else:
+        norm = _find_norm(model, blocks_path, list(block_list), embedding)
+    unembedding = parts["unembedding"]
+    return Anatomy(
+        embedding=embedding,
+        embedding_path=paths[id(embedding)],
+        blocks=list(block_list),
+        blocks_path=blocks_path,
+        norm=norm,
+        norm_path=None if norm is None else paths[id(norm)],
+        unembedding=unembedding,
+        unembedding_path=None if unembedding is None else paths.get(id(unembedding)),
+    )
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path. Raises ModelError with the nearest path if there is none."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        known = [name for name, _ in model.named_modules() if name]
+        raise ModelError(f"The model has no module '{path}'.{nearest(path, known)}") from None
+
+
+def neutral_token(model: nn.Module) -> int:
+    """A token id that is not padding: some models derive positions or masks from where padding stands."""
+    return 1 if getattr(text_config(model), "pad_token_id", None) == 0 else 0
+
+
+def _ask(model: nn.Module, accessor: str) -> nn.Module | None:
+    try:
+        answer = getattr(model, accessor)()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+    return answer if isinstance(answer, nn.Module) else None
+
+
+def _find_blocks(model: nn.Module) -> str:
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    fitting: list[str] = [path for path, module in lists if len(module) == count]
+    outermost: list[str] = [path for path in fitting if not any(path.startswith(other + ".") for other in fitting)]
+    if len(outermost) == 1:
+        return outermost[0]
+    if len(outermost) > 1:
+        first_blocks = {path: module_at(model, path + ".0") for path in outermost}
+        fired = [path for path, _ in _trace(model, first_blocks)]
+        if len(set(fired)) == 1:
+            return fired[0]
+    there = ", ".join(f"{path} ({len(module)})" for path, module in lists) or "none"
+    problem = "Several lists of modules" if outermost else "No list of modules"
+    raise ModelError(
+        f"{problem} in {type(model).__name__} could be its {count} decoder blocks; the lists are: {there}. "
+        "Say which one with --blocks PATH (or the hook probekit_anatomy)."
+    )
+
+
+def _find_norm(model: nn.Module, blocks_path: str, blocks: list[nn.Module], embedding: nn.Module) -> nn.Module | None:
+    parent_path = blocks_path.rpartition(".")[0]
+    siblings = {
+        name: module
+        for name, module in module_at(model, parent_path).named_children()
+        if module is not embedding and not isinstance(module, nn.ModuleList)
+    }
+    only_vectors = {
+        name: module
+        for name, module in siblings.items()
+        if (shapes := [parameter.dim() for parameter in module.parameters()]) and max(shapes) == 1
+    }
+    if len(only_vectors) == 1:
+        return next(iter(only_vectors.values()))
+    # A norm without parameters, or a second norm beside the embedding: what runs after the last block decides.
+    fired = _trace(model, {**siblings, "last block": blocks[-1]})
+    names = [name for name, _ in fired]
+    if "last block" not in names:
+        return None
+    last = len(names) - 1 - names[::-1].index("last block")
+    shape = fired[last][1]
+    after = [name for name, own_shape in fired[last + 1 :] if own_shape == shape and shape is not None]
+    matrices = {name for name in after if any(parameter.dim() > 1 for parameter in siblings[name].parameters())}
+    norms = [name for name in after if name not in matrices]
+    return siblings[norms[0]] if norms else None
+
+
+def _trace(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Size | None]]:
+    """Which of these modules ran in one forward over two tokens, in order, with the shape of what they returned."""
+    fired: list[tuple[str, torch.Size | None]] = []
+
+    def note(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple | list) and output else output
+            fired.append((name, first.shape if isinstance(first, torch.Tensor) else None))
+
+        return hook
+
+    device = next(model.parameters()).device
+    tokens = torch.full((1, 2), neutral_token(model), device=device)
+    was_training = {module for module in model.modules() if module.training}
+    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(input_ids=tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in was_training:
+            module.training = True
+    return fired

@@ -1,0 +1,39 @@
+"""Tokens and text: what a tokenizer says, with each token's own text kept exact. Functions of a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+REPLACEMENT = "\ufffd"
+
+
+def encode_text(tokenizer: Any, text: str, special_tokens: bool) -> list[int]:
+    """Token ids of a text, without the warning that transformers gives for long ones."""
+    ids: list[int] = tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+    return ids
+
+
+def decode_text(tokenizer: Any | None, ids: Sequence[int]) -> str:
+    """The text of a sequence, special tokens included; `<7><9>` without a tokenizer."""
+    if tokenizer is None:
+        return "".join(f"<{index}>" for index in ids)
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def token_strings(tokenizer: Any | None, ids: Sequence[int]) -> list[str]:
+    """Each token's own text, with its leading space; a token that is only part of a character shows its raw piece."""
+    if tokenizer is None:
+        return [f"<{index}>" for index in ids]
+    known = {index: _token_string(tokenizer, index) for index in set(ids)}
+    return [known[index] for index in ids]
+
+
+def _token_string(tokenizer: Any, index: int) -> str:
+    piece = tokenizer.convert_ids_to_tokens(index) if index < len(tokenizer) else None
+    if piece is None:
+        return f"<{index}>"  # an embedding row that no token uses
+    if "▁" in piece:  # SentencePiece: decoding a token alone would drop its leading space
+        return str(piece).replace("▁", " ")
+    text = str(tokenizer.decode([index], clean_up_tokenization_spaces=False))
+    return str(piece) if REPLACEMENT in text or not text else text

@@ -1,0 +1,185 @@
+"""The plugin manager: finds plugins by entry point, checks them, and calls their hooks one by one.
+
+A plugin that cannot be imported, that ends the interpreter, that implements a hook which does not exist, or that
+takes a name which is already taken is recorded with its error; everything else still works.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+import pluggy
+
+from probekit import hookspecs
+from probekit.errors import PluginError, UsageError, nearest
+
+BLOCK_VARIABLE = "PROBEKIT_BLOCK_PLUGINS"
+
+
+@dataclass
+class PluginRecord:
+    """One entry point: where it comes from, whether it loaded, and what it provides."""
+
+    name: str
+    distribution: str
+    version: str
+    status: Literal["loaded", "failed", "blocked"] = "loaded"
+    error: str = ""
+    analyses: list[type[Any]] = field(default_factory=list)
+
+
+class Plugins:
+    """The plugins of one process or one run. Nothing is global: tests and runs make their own."""
+
+    def __init__(self, block: Iterable[str] = (), points: Iterable[EntryPoint] | None = None) -> None:
+        """Load every entry point of the group `probekit` but the blocked ones.
+
+        `block` are entry point names, joined by those in the environment variable `PROBEKIT_BLOCK_PLUGINS` (separated
+        by commas). `points` replaces the installed entry points (for tests).
+        """
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self.records: list[PluginRecord] = []
+        blocked = {*block, *filter(None, (part.strip() for part in os.environ.get(BLOCK_VARIABLE, "").split(",")))}
+        found = entry_points(group=hookspecs.PROJECT) if points is None else points
+        for point in sorted(set(found), key=lambda point: (not _is_bundled(point), point.name, point.value)):
+            self._load(point, blocked)
+
+    def _load(self, point: EntryPoint, blocked: set[str]) -> None:
+        origin = point.dist
+        record = PluginRecord(point.name, origin.name if origin else "", origin.version if origin else "")
+        self.records.append(record)
+        if point.name in blocked:
+            record.status = "blocked"
+            return
+        try:
+            plugin = point.load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may even call sys.exit() at import
+            self._fail(record, f"did not import: {_describe(error)}")
+        else:
+            self.register(plugin, record)
+
+    def register(self, plugin: object, record: PluginRecord | None = None) -> PluginRecord:
+        """Add a plugin object that is already imported; returns its record, with the error if it was refused."""
+        if record is None:
+            name = getattr(plugin, "__name__", type(plugin).__name__)
+            record = PluginRecord(name, "", "")
+            self.records.append(record)
+        if self._manager.has_plugin(record.name):
+            return self._fail(record, f"the plugin name '{record.name}' is already taken")
+        try:
+            self._check_names(plugin)
+            self._manager.register(plugin, record.name)
+            self._manager.check_pending()
+            record.analyses = self._analyses_of(plugin)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
+            self._fail(record, _describe(error))
+        return record
+
+    @staticmethod
+    def _fail(record: PluginRecord, error: str) -> PluginRecord:
+        record.status, record.error, record.analyses = "failed", error, []
+        return record
+
+    def _check_names(self, plugin: object) -> None:
+        """A function named `probekit_…` without its marker, or a marked one that is no hook, is an error, not a
+        silence.
+        """
+        known = {name for name in vars(hookspecs) if name.startswith("probekit_")}
+        for name in dir(plugin):
+            if not name.startswith("probekit_") or not callable(getattr(plugin, name)):
+                continue
+            if name not in known:
+                raise PluginError(f"implements '{name}', which is not a hook.{nearest(name, known)}")
+            if not hasattr(getattr(plugin, name), f"{hookspecs.PROJECT}_impl"):
+                raise PluginError(f"defines '{name}' without @probekit.hookimpl, so it would never be called")
+
+    def _analyses_of(self, plugin: object) -> list[type[Any]]:
+        implementation = getattr(plugin, "probekit_analyses", None)
+        if implementation is None:
+            return []
+        analyses = list(implementation())
+        taken = self.analyses()
+        for analysis in analyses:
+            name = getattr(analysis, "name", None)
+            if not inspect.isclass(analysis) or not isinstance(name, str) or not name:
+                raise PluginError(f"provides {analysis!r}, which is not an analysis class with a name")
+            if name in taken:
+                raise PluginError(f"provides an analysis named '{name}', a name that is already taken")
+            taken[name] = analysis
+        return analyses
+
+    def analyses(self) -> dict[str, type[Any]]:
+        """Every analysis that is there, by name."""
+        return {analysis.name: analysis for record in self.records for analysis in record.analyses}
+
+    def analysis(self, name: str) -> type[Any]:
+        """The analysis of that name.
+
+        Raises PluginError if a plugin of that name did not load, UsageError if it is blocked or unknown.
+        """
+        analyses = self.analyses()
+        if name in analyses:
+            return analyses[name]
+        for record in self.records:
+            if record.name == name and record.status == "failed":
+                raise PluginError(f"The plugin '{name}' did not load: it {record.error}.".replace("..", "."))
+            if record.name == name and record.status == "blocked":
+                raise UsageError(f"The plugin '{name}' is blocked; take it out of --block-plugin and {BLOCK_VARIABLE}.")
+        known = ", ".join(sorted(analyses)) or "none"
+        raise UsageError(f"There is no plugin '{name}'; there are: {known}.{nearest(name, analyses)}")
+
+    def providers(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
+        """Call every implementation of a hook, one by one, and yield (plugin name, what it returned) as they come.
+
+        An exception of an implementation comes out of the iteration as a PluginError that names the plugin.
+        """
+        caller = getattr(self._manager.hook, hook)
+        for implementation in reversed(caller.get_hookimpls()):  # pluggy's order: last registered first
+            yield implementation.plugin_name, self._call(implementation, hook, arguments)
+
+    def first(self, hook: str, **arguments: Any) -> Any:
+        """The first result of a hook that is not None, or None."""
+        return next((result for _, result in self.providers(hook, **arguments) if result is not None), None)
+
+    def notify(self, hook: str, **arguments: Any) -> list[str]:
+        """Tell every implementation of a hook; returns a sentence for each that raised, after calling all of them."""
+        failures = []
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            try:
+                self._call(implementation, hook, arguments)
+            except PluginError as error:
+                failures.append(str(error))
+        return failures
+
+    @staticmethod
+    def _call(implementation: pluggy.HookImpl, hook: str, arguments: dict[str, Any]) -> Any:
+        try:
+            return implementation.function(*(arguments[name] for name in implementation.argnames))
+        except (KeyboardInterrupt, PluginError):
+            raise
+        except BaseException as error:
+            raise PluginError(
+                f"The plugin '{implementation.plugin_name}' failed in {hook}: {_describe(error)}"
+            ) from error
+
+
+def _is_bundled(point: EntryPoint) -> bool:
+    return point.value.startswith("probekit_plugins.")
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, PluginError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

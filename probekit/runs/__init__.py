@@ -1,0 +1,8 @@
+"""Runs: a resolved configuration, carried out, in a directory that holds everything it found."""
+
+from probekit.runs.config import RunConfig, resolve
+from probekit.runs.directory import RunDirectory
+from probekit.runs.execute import Run, execute, run
+from probekit.runs.render import render
+
+__all__ = ["Run", "RunConfig", "RunDirectory", "execute", "render", "resolve", "run"]

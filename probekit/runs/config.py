@@ -1,0 +1,152 @@
+"""The resolved configuration of a run, and where each of its values came from. No torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from probekit.analysis import Options, parse_options
+from probekit.errors import UsageError, nearest
+from probekit.models.spec import ModelSpec
+from probekit.plugins import Plugins
+
+DEFAULT_PLUGIN = "gradient-inverter"
+DEFAULT_PROMPT = "The sky is blue."
+
+
+class RunConfig(BaseModel):
+    """Everything that decides what a run finds. `config.toml` in a run directory is one of these, and repeats the
+    run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelSpec = ModelSpec()
+    plugins: list[str] = Field([DEFAULT_PLUGIN], min_length=1)
+    options: dict[str, dict[str, Any]] = {}
+    prompts: list[str] = []
+    input_ids: list[list[int]] = []
+    special_tokens: bool = True
+    seed: int = Field(0, ge=0, lt=2**63)
+    block_plugins: list[str] = []
+
+    def to_toml(self) -> str:
+        """TOML without the fields that are None, which TOML cannot say."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+@dataclass
+class Resolved:
+    """A configuration with the parsed options of each analysis and the source of each value that is not a default."""
+
+    config: RunConfig
+    analyses: dict[str, type[Any]]
+    options: dict[str, Options]
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The configuration with every option's value, and where each value came from, for `run.json` and
+        `--dry-run`.
+        """
+        values = self.config.model_dump(mode="json")
+        values["options"] = {name: options.model_dump(mode="json") for name, options in self.options.items()}
+        return {"configuration": values, "sources": self.sources}
+
+
+def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -> Resolved:
+    """One configuration from layers of values, later ones over earlier ones; each layer has a name, such as 'command
+    line'.
+
+    A layer has the shape of `RunConfig`; its `options` may be flat (`{"steps": 50}`) where there is one analysis,
+    dotted (`{"clamped-walk.steps": 50}`), or nested by analysis. Raises UsageError or PluginError with one sentence.
+    """
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for layer, values in layers:
+        for key, value in values.items():
+            if key == "model" and isinstance(value, Mapping):
+                merged.setdefault("model", {}).update(value)
+                sources.update({f"model.{part}": layer for part in value})
+            elif key != "options":
+                merged[key] = value
+                sources[key] = layer
+    if {"prompts", "input_ids"} & set(
+        layers[-1][1] if layers else ()
+    ):  # prompts asked for replace a file's prompts of either kind
+        for key in {"prompts", "input_ids"} - set(layers[-1][1]):
+            merged.pop(key, None)
+            sources.pop(key, None)
+    if not merged.get("prompts") and not merged.get("input_ids"):
+        merged["prompts"] = [DEFAULT_PROMPT]
+    names = merged.get("plugins", [DEFAULT_PLUGIN])
+    names = list(dict.fromkeys(names)) if isinstance(names, list) else names
+    merged["plugins"] = names
+    analyses = {name: plugins.analysis(name) for name in names} if isinstance(names, list) else {}
+    merged["options"] = {}
+    for layer, values in layers:
+        for name, chosen in _by_analysis(values.get("options", {}), list(analyses), plugins).items():
+            merged["options"].setdefault(name, {}).update(chosen)
+            sources.update({f"options.{name}.{key}": layer for key in chosen})
+    try:
+        config = RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError(_sentence(error)) from None
+    options = {
+        name: parse_options(analysis.options_model, config.options.get(name, {}), name)
+        for name, analysis in analyses.items()
+    }
+    return Resolved(config, analyses, options, sources)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The values of a TOML configuration file. Raises UsageError if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"The configuration '{path}' cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"The configuration '{path}' is not TOML: {error}.") from None
+
+
+def _by_analysis(options: Any, names: list[str], plugins: Plugins) -> dict[str, dict[str, Any]]:
+    if not isinstance(options, Mapping):
+        raise UsageError(f"The options are {options!r}; expected a table of options, or of analyses with theirs.")
+    sorted_out: dict[str, dict[str, Any]] = {}
+    for key, value in options.items():
+        if key in names and isinstance(value, Mapping):
+            sorted_out.setdefault(key, {}).update(value)
+            continue
+        analysis, dot, option = key.partition(".")
+        if dot and analysis in names:
+            sorted_out.setdefault(analysis, {})[option] = value
+        elif dot or (key in plugins.analyses() and isinstance(value, Mapping)):
+            raise UsageError(
+                f"The option '{key}' is for '{analysis}', which is no analysis of this run ({', '.join(names)})."
+                f"{nearest(analysis, names)}"
+            )
+        elif len(names) == 1:
+            sorted_out.setdefault(names[0], {})[key] = value
+        else:
+            raise UsageError(
+                f"The run has several analyses, so say whose option '{key}' is: "
+                f"{' or '.join(f'{name}.{key}' for name in names)}."
+            )
+    return sorted_out
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"]]
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        known = list(ModelSpec.model_fields if parts[0] == "model" else RunConfig.model_fields)
+        near = nearest(parts[-1], known)
+        return f"The configuration has an unknown key '{key}'; the keys are: {', '.join(known)}.{near}"
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"The value of '{key}' is {first['input']!r}; expected {expected[:1].lower() + expected[1:]}."

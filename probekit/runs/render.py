@@ -1,0 +1,75 @@
+"""Draw a run's report from its directory alone: no model, no torch, no plugin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probekit.errors import UsageError
+from probekit.report import Document, Page, render_html, render_markdown
+from probekit.runs.directory import RunDirectory
+
+
+def render(directory: RunDirectory) -> None:
+    """Write `report.html` and `summary.md` from `run.json` and the pages of the analyses.
+
+    Raises UsageError if the directory is damaged or of another version.
+    """
+    manifest = directory.read_json("run.json")
+    try:
+        document = _document(directory, manifest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"The file '{directory.path / 'run.json'}' is damaged: {type(error).__name__} {error}."
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"A page of the run '{directory.path}' cannot be drawn: {error}") from None
+    directory.write("report.html", render_html(document).encode(errors="replace"))
+    directory.write("summary.md", render_markdown(document).encode(errors="replace"))
+
+
+def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
+    configuration, model = manifest["configuration"], manifest.get("model", {})
+    analyses = manifest.get("analyses", {})
+    pages = [
+        (name, Page.from_json(directory.read_json(f"analyses/{name}/page.json")))
+        for name, entry in analyses.items()
+        if entry["status"] == "done"
+    ]
+    failures = [
+        (name, entry.get("error", f"The analysis is {entry['status']}."))
+        for name, entry in analyses.items()
+        if entry["status"] != "done"
+    ]
+    spec = configuration["model"]
+    weights = "untrained" if spec["weights"] == "random" else "trained"
+    prompts = [prompt["text"] for prompt in manifest.get("prompts", [])]
+    facts = [
+        (
+            "Model",
+            f"{spec['name']} ({model.get('architecture', '?')}, {weights}, {model.get('parameters', 0):,} parameters)",
+        ),
+        ("Prompt" if len(prompts) == 1 else f"{len(prompts)} prompts", " ⏐ ".join(prompts)),
+        ("Precision", " ".join(filter(None, [model.get("dtype", "?"), spec["quantization"]]))),
+        ("Device", _plain(model.get("device", "?"))),
+        ("Seed", str(configuration["seed"])),
+        ("Status", manifest["status"]),
+    ]
+    provenance = [(f"model: {key}", _plain(value)) for key, value in model.items()]
+    for name, options in configuration["options"].items():
+        provenance += [(f"{name}: {key}", _plain(value)) for key, value in options.items()]
+    provenance += [(f"version of {package}", number) for package, number in manifest["versions"].items()]
+    return Document(
+        title=f"{' + '.join(configuration['plugins'])} on {spec['name']}",
+        question="What does this layer still know about its input, and which other inputs does it take for the same?",
+        facts=facts,
+        pages=pages,
+        failures=failures,
+        command=manifest["command"],
+        provenance=provenance,
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key or 'all'}: {_plain(part)}" for key, part in value.items())
+    return "–" if value is None else str(value)

@@ -1,0 +1,326 @@
+"""The subject: a loaded model with its tokenizer and its anatomy. The one facade that analyses work with.
+
+Never modified: no module replaced, no weight changed; modes and flags are given back, hooks come off. What a subject
+computes it computes in eval mode, whatever mode the model is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from probekit import forward
+from probekit.decoding import decoders
+from probekit.errors import AnalysisError, ModelError, UsageError, nearest
+from probekit.forward.rest import resting, stand_in_ids
+from probekit.models.anatomy import Anatomy, find_anatomy, neutral_token, text_config
+from probekit.models.loading import LoadedModel, load_model
+from probekit.models.spec import ModelSpec
+from probekit.models.tokens import decode_text, encode_text, token_strings
+
+if TYPE_CHECKING:
+    from probekit.plugins import Plugins
+
+DECODERS = ("pseudo-inverse", "nearest", "cosine", "unembedding")
+
+
+class Subject:
+    """A model to analyse: `Subject(model, tokenizer)` wraps one that is already loaded, `probekit.load` loads one."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any | None = None,
+        *,
+        anatomy: Mapping[str, str | None] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        settled: bool = False,
+    ) -> None:
+        """Wrap a model. `anatomy` declares module paths that override what structure says; `settled` says that the
+        model is in eval mode and frozen already, as `load` leaves it.
+
+        Raises ModelError if the anatomy is not found, or if substituting a prompt's embeddings does not give what the
+        plain forward gives.
+        """
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        self.tokenizer = tokenizer
+        self.facts: dict[str, Any] = dict(facts or {})
+        self._settled = settled
+        self.anatomy: Anatomy = find_anatomy(self.model, anatomy)
+        self.conditioned_on_ids = self._check_substitution()
+
+    # --- what the model is -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def width(self) -> int:
+        """The width `d` of the token embeddings."""
+        return int(self.embed(torch.full((1, 1), neutral_token(self.model))).shape[-1])
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The number of rows `V` of the token embedding."""
+        matrix = getattr(self.anatomy.embedding, "weight", None)
+        return int(matrix.shape[0]) if matrix is not None else int(text_config(self.model).vocab_size)
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence the model was made for, or None if its config does not say."""
+        length = getattr(text_config(self.model), "max_position_embeddings", None)
+        return length if isinstance(length, int) and length > 0 else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids and embeddings enter the model."""
+        return next(self.anatomy.embedding.parameters()).device
+
+    def sites(self) -> list[str]:
+        """Every named site, in the order in which they run; dotted module paths are sites as well."""
+        return forward.site_names(self.anatomy)
+
+    def expand_sites(self, grammar: str) -> list[str]:
+        """The sites that an expression such as `blocks`, `block.0:6:2` or `embedding,block.-1` stands for.
+
+        Raises UsageError, listing the sites, if a part of it names none.
+        """
+        return forward.expand_sites(self.model, self.anatomy, grammar)
+
+    # --- tokens ------------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, special_tokens: bool = True) -> torch.Tensor:
+        """Text to token ids `[1, sequence]`, checked as `check_ids` does. Raises UsageError without a tokenizer."""
+        if self.tokenizer is None:
+            raise UsageError("This model has no tokenizer; give the prompt as token ids (--input-ids 1,2,3).")
+        return self.check_ids(encode_text(self.tokenizer, text, special_tokens), repr(text))
+
+    def check_ids(self, ids: Sequence[int], what: str = "the prompt") -> torch.Tensor:
+        """Token ids as a `[1, sequence]` tensor.
+
+        Raises UsageError if there are none, if one is outside the vocabulary, or if they are longer than the context.
+        """
+        if not ids:
+            raise UsageError(f"The prompt {what} has no tokens; give a prompt with at least one.")
+        outside = [index for index in ids if not 0 <= index < self.vocabulary]
+        if outside:
+            raise UsageError(
+                f"The token id {outside[0]} is outside the vocabulary of this model; "
+                f"ids go from 0 to {self.vocabulary - 1}."
+            )
+        if self.context is not None and len(ids) > self.context:
+            shown = what if len(what) <= 60 else what[:60] + "…"
+            raise UsageError(
+                f"The prompt {shown} has {len(ids)} tokens, but the model's context is {self.context}; shorten it."
+            )
+        return torch.tensor([list(ids)], device=self.device)
+
+    def tokens(self, ids: Sequence[int] | torch.Tensor) -> list[str]:
+        """The text of each token on its own, with its leading space; `<7>` without a tokenizer."""
+        flat = ids.flatten().tolist() if isinstance(ids, torch.Tensor) else list(ids)
+        return token_strings(self.tokenizer, flat)
+
+    def text(self, ids: Sequence[int] | torch.Tensor) -> str:
+        """The text of a whole sequence."""
+        flat = ids.flatten().tolist() if isinstance(ids, torch.Tensor) else list(ids)
+        return decode_text(self.tokenizer, flat)
+
+    # --- the forward pass --------------------------------------------------------------------------------------------
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Token embeddings as the model's embedding module returns them, before positions: `[batch, sequence]` → `[…,
+        d]`.
+        """
+        with torch.no_grad(), resting(self.model, self._settled):
+            embeddings: torch.Tensor = self.anatomy.embedding(input_ids.to(self.device))
+        return embeddings
+
+    def capture(
+        self,
+        input_ids: torch.Tensor,
+        sites: Sequence[str],
+        attention_mask: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The activation at each site, under the name it was asked by, detached; one forward, stopped at the deepest
+        site.
+
+        `input_ids` are `[batch, sequence]`, activations `[batch, sequence, width]`. Raises UsageError for an unknown
+        site.
+        """
+        if not sites:
+            return {}
+        found = {name: forward.find_site(self.model, self.anatomy, name) for name in sites}
+        with resting(self.model, self._settled):
+            return forward.capture(self.model, found, input_ids.to(self.device), attention_mask)
+
+    def layer_map(
+        self,
+        site: str,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> forward.LayerMap:
+        """`O_l`: embeddings `[batch, sequence, d]` → the activation at the site; differentiable, stopped at the site.
+
+        Raises UsageError for an unknown site, or if the blocks of this model read the token ids again and none are
+        given.
+        """
+        if self.conditioned_on_ids and input_ids is None:
+            raise UsageError("Blocks of this model read the token ids again, so its layer map needs `input_ids`.")
+        found = forward.find_site(self.model, self.anatomy, site)
+        return forward.LayerMap(self.model, self.anatomy, found, input_ids, attention_mask, self._settled)
+
+    def edit(self, site: str, function: Callable[[torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
+        """Replace the activation `a` at a site by `function(a)` while the returned context is open."""
+        return forward.edited(forward.find_site(self.model, self.anatomy, site), function)
+
+    def unembed(self, activation: torch.Tensor, norm: bool = True) -> torch.Tensor:
+        """The model's head on an activation: `unembedding(norm(a))`, `[…, width]` → logits `[…, V]`; differentiable.
+
+        `norm=False` leaves the final norm out, as the source page does. What a model does to its logits after the
+        head (a soft cap, a scale) is left out: read the site `logits` for that. Raises ModelError if the model has no
+        head, UsageError if the activation's width is not the head's.
+        """
+        head = self.anatomy.unembedding
+        if head is None:
+            raise ModelError(f"{type(self.model).__name__} has no unembedding.")
+        expected = getattr(head, "in_features", activation.shape[-1])
+        if activation.shape[-1] != expected:
+            raise UsageError(
+                f"The head reads activations of width {expected}, but this one has {activation.shape[-1]}."
+            )
+        dtype = next(head.parameters()).dtype
+        with resting(self.model, self._settled):
+            states = activation.to(dtype) if dtype.is_floating_point else activation
+            if norm and self.anatomy.norm is not None:
+                states = self.anatomy.norm(states)
+            logits: torch.Tensor = head(states)
+        return logits
+
+    # --- decoding ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def embedding_matrix(self) -> torch.Tensor:
+        """`W`, `[V, d]`, at least fp32: row i is what the embedding module returns for token i, scale included."""
+        if type(self.anatomy.embedding) is nn.Embedding:
+            matrix = self.anatomy.embedding.weight.detach()
+        else:
+            ids = torch.arange(self.vocabulary, device=self.device)
+            matrix = torch.cat([self.embed(part[None])[0] for part in ids.split(8192)])
+        return matrix if matrix.dtype == torch.float64 else matrix.float()
+
+    def decoder(self, name: str = "pseudo-inverse") -> decoders.Decoder:
+        """The decoder of that name, made once: pseudo-inverse, nearest, cosine or unembedding.
+
+        Raises UsageError for another name, AnalysisError if the embedding matrix holds NaN or infinity.
+        """
+        if name not in DECODERS:
+            raise UsageError(
+                f"There is no decoder '{name}'; there are: {', '.join(DECODERS)}.{nearest(name, DECODERS)}"
+            )
+        if name not in self._decoders:
+            if name == "unembedding":
+                self._decoders[name] = _Unembedding(self)
+            else:
+                self.check_finite(self.embedding_matrix, "The token embedding")
+                kinds: dict[str, Callable[[torch.Tensor], decoders.Decoder]] = {
+                    "pseudo-inverse": decoders.PseudoInverseDecoder,
+                    "nearest": decoders.NearestDecoder,
+                    "cosine": decoders.CosineDecoder,
+                }
+                self._decoders[name] = kinds[name](self.embedding_matrix)
+        return self._decoders[name]
+
+    @cached_property
+    def _decoders(self) -> dict[str, decoders.Decoder]:
+        return {}
+
+    def decode(self, embeddings: torch.Tensor, top_k: int = 5, decoder: str = "pseudo-inverse") -> torch.Tensor:
+        """Embeddings, or any activation of their width, to token ids `[batch, sequence, k]`, best first.
+
+        `argmax_i [e (WᵀW)⁻¹ Wᵀ]_i` by default. Raises UsageError if the width is not the embedding's or k too large.
+        """
+        if decoder != "unembedding" and embeddings.shape[-1] != self.width:
+            raise UsageError(
+                f"Only activations as wide as the embedding ({self.width}) can be decoded by it; this one has width "
+                f"{embeddings.shape[-1]}."
+            )
+        if not 1 <= top_k <= self.vocabulary:
+            raise UsageError(f"top_k is {top_k}; expected 1 to {self.vocabulary}, the size of the vocabulary.")
+        with torch.no_grad():
+            return decoders.top_k(self.decoder(decoder), embeddings.detach(), top_k, self.vocabulary)
+
+    def margins(
+        self, decoder: str = "pseudo-inverse", progress: Callable[[int], None] = lambda rows: None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How safely each token's own embedding decodes to it: `h_ii − max_{j≠i} h_ij`, and the strongest rival `j`.
+
+        Two `[V]` tensors; a token round-trips if its margin is positive. `h_ij` is the decoder's score of token j for
+        the embedding of token i; for the pseudo-inverse `h = W(WᵀW)⁻¹Wᵀ`. `progress` is told how many rows are done.
+        """
+        with torch.no_grad():
+            return decoders.margins(self.decoder(decoder), self.embedding_matrix, progress)
+
+    # --- checks ------------------------------------------------------------------------------------------------------
+
+    def check_finite(self, values: torch.Tensor, what: str) -> None:
+        """Raise AnalysisError with a sentence, naming the weight at fault if there is one, unless all values are
+        finite.
+        """
+        if bool(torch.isfinite(values).all()):
+            return
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+                raise AnalysisError(f"{what} is NaN or infinite, because the weight {name} holds NaN or infinity.")
+        raise AnalysisError(
+            f"{what} is NaN or infinite, though the weights are finite; a wider dtype (--dtype float32) may help."
+        )
+
+    def _check_substitution(self) -> bool:
+        """Whether the first block gets the same from substituted embeddings as from their ids; True if it needs the
+        ids too.
+        """
+        count = min(4, self.vocabulary, self.context or 4)
+        ids = torch.arange(self.vocabulary - count, self.vocabulary, device=self.device)[None]
+        site = forward.find_site(self.model, self.anatomy, "block.0")
+        embeddings = self.embed(ids)
+        plain = self.capture(ids, ["block.0"])["block.0"]
+        for given, conditioned in ((stand_in_ids(self.model, 1, count, self.device), False), (ids, True)):
+            layer_map = forward.LayerMap(self.model, self.anatomy, site, given, None, self._settled)
+            with torch.no_grad():
+                substituted = layer_map(embeddings)
+            if torch.allclose(plain.float(), substituted.float(), rtol=1e-4, atol=1e-5, equal_nan=True):
+                return conditioned
+        raise ModelError(
+            f"Substituting token embeddings in {type(self.model).__name__} does not give what its plain forward gives, "
+            "so probekit cannot analyse it; declare the right embedding with the hook probekit_anatomy."
+        )
+
+
+class _Unembedding:
+    """The model's own head as a decoder: `unembedding(norm(e))`."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def scores(self, embeddings: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self._subject.unembed(embeddings).float()
+
+
+def load(name: str = "demo", *, plugins: Plugins | None = None, **options: Any) -> Subject:
+    """Load a model and make a subject of it: `probekit.load("gpt2-xl", quantization="int8", device_map="auto")`.
+
+    Options are the fields of `ModelSpec`. Raises ModelError with one sentence if it cannot be loaded, UsageError for a
+    wrong option.
+    """
+    return load_spec(ModelSpec(name=name, **options), plugins)
+
+
+def load_spec(spec: ModelSpec, plugins: Plugins | None = None) -> Subject:
+    """Load what a model spec says, with the loaders and anatomies of plugins."""
+    loaded: LoadedModel = load_model(spec, plugins)
+    declared = plugins.first("probekit_anatomy", model=loaded.model) if plugins else None
+    declared = {**(declared or {}), **({"blocks": spec.blocks} if spec.blocks else {})}
+    return Subject(loaded.model, loaded.tokenizer, anatomy=declared, facts=loaded.facts, settled=True)

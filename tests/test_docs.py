@@ -1,0 +1,59 @@
+"""What the documentation says is true of the code."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import probekit
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_the_api_page_has_every_public_name_once() -> None:
+    documented = re.findall(r"^```\{public-api\} (\w+)$", read("docs/api.md"), re.MULTILINE)
+    assert sorted(documented) == sorted(probekit.__all__)
+
+
+@pytest.fixture
+def plugin_of_the_guide(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The code block under "A whole plugin", as a module."""
+    [source] = re.findall(r"## A whole plugin\n\n```python\n(.*?)```", read("docs/plugins.md"), re.DOTALL)
+    module = ModuleType("activation_norms")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source, "docs/plugins.md", "exec"), module.__dict__)
+    return module
+
+
+def test_the_plugin_of_the_guide_measures_what_it_says(plugin_of_the_guide: ModuleType, tmp_path: Path) -> None:
+    record = probekit.Plugins(points=[]).register(plugin_of_the_guide)
+    assert (record.status, [analysis.name for analysis in record.analyses]) == ("loaded", ["activation-norms"])
+    [analysis_class] = record.analyses
+
+    config = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=16, n_positions=8, bos_token_id=0, eos_token_id=0)
+    subject = probekit.Subject(GPT2LMHeadModel(config))
+    ids = torch.tensor([[1, 2, 3]])
+    prompt = probekit.Prompt("", ids, ["a", "b", "c"])
+    result = analysis_class(analysis_class.options_model()).run(subject, [prompt])
+
+    for name, content in result.encode().items():
+        (tmp_path / name).write_bytes(content)
+    saved = probekit.Result.read(tmp_path)
+    with torch.no_grad():
+        first_block = subject.model.eval()(ids, output_hidden_states=True).hidden_states[1]
+    assert saved.tensors["block.0"].tolist() == pytest.approx(first_block[0].norm(dim=-1).tolist(), rel=1e-6)
+
+    page = probekit.Page("activation-norms")
+    analysis_class(analysis_class.options_model()).report(saved, page)
+    assert [block["type"] for block in page.blocks] == ["heatmap"]
+    assert page.blocks[0]["y_labels"] == ["block.0", "block.1"]
