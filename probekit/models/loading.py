@@ -7,6 +7,7 @@ Every failure is one sentence that says whether the network, the name, the confi
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -59,7 +60,7 @@ def load_model(spec: ModelSpec, plugins: Plugins | None = None) -> LoadedModel:
         facts: dict[str, Any] = {"source": "plugin"}
     else:
         source = _source(spec.name)
-        with _quiet_transformers(), _sentences(spec):
+        with _quiet_libraries(), _sentences(spec):
             config = AutoConfig.from_pretrained(
                 source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
             )
@@ -242,8 +243,11 @@ def weights_hash(folder: Path) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' own bars and warnings while loading: what matters of them becomes an error here."""
+def _quiet_libraries() -> Iterator[None]:
+    """Without the libraries' own bars and warnings while loading: what matters of them becomes an error here."""
+    quantizer = logging.getLogger("bitsandbytes")  # warns, on every CPU, of kernels that would have to be downloaded
+    level = quantizer.level
+    quantizer.setLevel(logging.ERROR)
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -251,6 +255,7 @@ def _quiet_transformers() -> Iterator[None]:
     try:
         yield
     finally:
+        quantizer.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from probekit.models.spec import ModelSpec
-from probekit.runs.config import DEFAULT_PROMPT, Resolved, RunConfig
+from probekit.runs.config import Resolved, RunConfig
 
 
 def command_line(resolved: Resolved) -> str:
@@ -27,8 +27,7 @@ def command_line(resolved: Resolved) -> str:
         for key, value in chosen.items():
             words += ["-o", f"{prefix}{key}={_plain(value)}"]
     for prompt in config.prompts:
-        if config.prompts != [DEFAULT_PROMPT] or config.input_ids:
-            words += ["--prompt", prompt]
+        words += ["--prompt", prompt]
     for ids in config.input_ids:
         words += ["--input-ids", ",".join(map(str, ids))]
     if not config.special_tokens:

@@ -51,6 +51,7 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
         ("Prompt" if len(prompts) == 1 else f"{len(prompts)} prompts", " ⏐ ".join(prompts)),
         ("Precision", " ".join(filter(None, [model.get("dtype", "?"), spec["quantization"]]))),
         ("Device", _plain(model.get("device", "?"))),
+        ("Special tokens", "added by the tokenizer" if configuration["special_tokens"] else "not added"),
         ("Seed", str(configuration["seed"])),
         ("Status", manifest["status"]),
     ]

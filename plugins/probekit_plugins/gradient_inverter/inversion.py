@@ -28,6 +28,8 @@ class Inversion:
     losses: torch.Tensor  # [N + 1, R], before each step and after the last
     recorded_steps: list[int]  # S
     recorded_ids: torch.Tensor  # [S, R, T]
+    learning_rate: float  # η as used
+    start_sigma: float  # of the starting noise, as used
     embeddings: torch.Tensor  # [R, T, d]
     top_k_ids: torch.Tensor  # [R, T, k]
     shifted_losses: torch.Tensor  # [R], m for as many shifted inputs
@@ -81,6 +83,8 @@ def invert(
         losses=losses,
         recorded_steps=[step for step, _ in recorded],
         recorded_ids=recorded_ids,
+        learning_rate=rate,
+        start_sigma=sigma,
         embeddings=embeddings,
         top_k_ids=top_k_ids,
         shifted_losses=shifted_losses,
@@ -176,6 +180,7 @@ def _store(result: Result, inversion: Inversion, subject: Subject, prompt: Promp
         f"{prefix}/top_k_ids": inversion.top_k_ids,
         f"{prefix}/shifted_losses": inversion.shifted_losses,
     }
+    result.metrics |= {"learning_rate": inversion.learning_rate, "start_sigma": inversion.start_sigma}
     labels: dict[str, str | int | float | bool | None] = {"prompt": number, "site": site}
     result.sequences.setdefault("prompt", []).append(TokenSequence(truth.tolist(), prompt.tokens, {**labels}))
     for restart in range(best.shape[0]):

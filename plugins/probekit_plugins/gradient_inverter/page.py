@@ -24,12 +24,14 @@ def draw(result: Result, page: Page, options: GradientInverterOptions) -> None:
         "without-norm": " followed by the head without its norm",
     }
     page.prose(
-        f"Each restart starts from noise and descends ‖O(e) − t‖ ({options.loss.upper()}) for {options.steps} steps; O "
-        f"is the model up to the site{head[options.head]}, t its activation for the prompt. The embeddings that it "
-        f"ends with are decoded to tokens ({options.decoder}). The loss is given relative to m, the loss of the "
-        f"prompt's own embeddings shifted by N(0, {options.shift_sigma:g}): below 1, the descent came closer than that "
-        "shift. The discrete loss is measured again with the decoded tokens in place of the embeddings: 0 means that "
-        "they reproduce the activation."
+        f"O is the model up to the site{head[options.head]}, t its activation for the prompt. Each restart starts from "
+        f"N({options.start_mean:g}, {result.metrics['start_sigma']:.3g}) and descends ‖O(e) − t‖ "
+        f"({options.loss.upper()}) by {options.optimizer} for {options.steps} steps, at the learning rate "
+        f"{result.metrics['learning_rate']:.3g} ({options.schedule}). The embeddings that it ends with are decoded to "
+        f"tokens ({options.decoder}).\n\n"
+        "The loss is given relative to m, the loss of the prompt's own embeddings shifted by "
+        f"N(0, {options.shift_sigma:g}): below 1, the descent came closer than that shift. The discrete loss is "
+        "measured again with the decoded tokens in place of the embeddings: 0 means that they reproduce the activation."
     )
     _overview(result, page, sites)
     for sequence in prompts:

@@ -1,0 +1,67 @@
+"""Vega-Lite specs written by others: made plain, and checked to load nothing.
+
+A report must open offline without a request leaving it. The page's content-security policy would block a request, but
+the reader would see a broken chart; so a spec that asks for one is refused when it is added, with a sentence.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from probekit.report.characters import without_surrogates
+from probekit.report.figures import number
+
+_REFUSAL = "A chart in a report must carry its data with it, because the report opens offline: "
+# The parts of a spec that hold data: nothing in them is read as an instruction, and they can be large.
+_DATA_KEYS = ("values", "datasets")
+
+
+def checked_spec(spec: object) -> dict[str, Any]:
+    """The spec as plain JSON types, without its schema address and embedding options.
+
+    Raises ValueError if it is neither a dict nor an object with `to_dict()`, is not Vega-Lite, or loads something.
+    """
+    to_dict = getattr(spec, "to_dict", None)
+    if callable(to_dict):
+        spec = to_dict()
+    if not isinstance(spec, Mapping):
+        raise ValueError(
+            f"A chart is a Vega-Lite dict or an object with to_dict(), such as an Altair chart; "
+            f"this one is a {type(spec).__name__}."
+        )
+    schema = str(spec.get("$schema", ""))
+    if "/schema/vega/" in schema:
+        raise ValueError(f"A chart is a Vega-Lite spec, but this one declares {schema}, which is Vega.")
+    _refuse_loading(spec)
+    # $schema would only make vega-embed compare versions; usermeta could replace our loader and options.
+    return {str(key): _plain(value) for key, value in spec.items() if key not in ("$schema", "usermeta")}
+
+
+def _refuse_loading(part: object) -> None:
+    if isinstance(part, Mapping):
+        data = part.get("data")
+        if isinstance(data, Mapping) and "url" in data:
+            raise ValueError(_REFUSAL + f"this spec loads {data['url']!r}. Put the values into data.values.")
+        mark = part.get("mark")
+        if mark == "image" or (isinstance(mark, Mapping) and mark.get("type") == "image"):
+            raise ValueError(_REFUSAL + "this spec has an image mark. Use another mark, such as point or text.")
+        for key, value in part.items():
+            if key not in _DATA_KEYS:
+                _refuse_loading(value)
+    elif isinstance(part, list | tuple):
+        for value in part:
+            _refuse_loading(value)
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Mapping):
+        return {without_surrogates(str(key)): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, str):
+        return without_surrogates(str(value))
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list):
+        return _plain(to_list())
+    return number(value)

@@ -1,0 +1,195 @@
+"""What every test can use: the offline hub, the data folder, a tiny GPT-2, and the proof that a model is untouched."""
+
+from __future__ import annotations
+
+import os
+
+# Read by huggingface_hub and transformers when they are imported: before any test imports them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.pop("PROBEKIT_BLOCK_PLUGINS", None)
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA_VARIABLE = "PROBEKIT_TEST_DATA"
+
+TRAINING_TEXT = [
+    "The sky is blue and the sea is green.",
+    "Once upon a time, there was a little girl named Lily.",
+    "What does a layer of the model still know about its input?",
+]
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with models and texts for tests. A test that uses it is marked `data`.
+
+    A continuous integration that names a folder means it: there a missing one fails.
+    """
+    named = os.environ.get(DATA_VARIABLE)
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        sentence = f"There is no test data in {folder}; name its folder in {DATA_VARIABLE}."
+        if named and os.environ.get("CI"):
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> int:
+    """Train a byte-level BPE of a few merges and save it; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"
+    )
+    wrapped.save_pretrained(folder)
+    return len(wrapped)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that makes a GPT-2 of random weights with a tokenizer, saves it and returns its folder.
+
+    Keyword arguments are GPT2Config's; by default 3 blocks of width 32, a context of 32 and the tokenizer's own
+    vocabulary. Calls with the same arguments share one folder, so copy it before changing a file.
+    """
+    made: dict[tuple[tuple[str, Any], ...], Path] = {}
+
+    def make(*, seed: int = 0, tokenizer: bool = True, **overrides: Any) -> Path:
+        import torch
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        key = tuple(sorted({"seed": seed, "tokenizer": tokenizer, **overrides}.items()))
+        if key in made:
+            return made[key]
+        folder = tmp_path_factory.mktemp("tiny-gpt2")
+        vocabulary = save_tokenizer(folder) if tokenizer else 64
+        settings = {
+            "n_layer": 3,
+            "n_embd": 32,
+            "n_head": 2,
+            "n_positions": 32,
+            "vocab_size": vocabulary,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = GPT2LMHeadModel(GPT2Config(**(settings | overrides)))
+        model.save_pretrained(folder)
+        made[key] = folder
+        return folder
+
+    return make
+
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Everything of a model that an analysis must leave as it was, in a form that compares with `==`.
+
+    The hooks of every module, and of all modules, by identity; the modules and parameters themselves; training and
+    gradient flags; gradients; the bytes of every weight; and the bytes of the logits for fixed ids.
+    """
+    import hashlib
+
+    import torch
+    from torch.nn.modules import module as everywhere
+
+    def content(tensor: torch.Tensor) -> str:
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(flat.numpy().tobytes()).hexdigest()}"
+
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    found: dict[str, Any] = {
+        "hooks of every module": {
+            name: [list(getattr(everywhere, name))]
+            for name in dir(everywhere)
+            if name.startswith("_global_") and name.endswith("_hooks")
+        },
+        "hooks": {
+            (name, kind): [(key, id(hook)) for key, hook in getattr(part, kind).items()]
+            for name, part in modules.items()
+            for kind in HOOKS
+        },
+        "forward methods": {
+            name: id(vars(part)["forward"]) for name, part in modules.items() if "forward" in vars(part)
+        },
+        "modules": {name: (id(part), type(part)) for name, part in modules.items()},
+        "parameters": {name: id(part) for name, part in parameters.items()},
+        "training": {name: part.training for name, part in modules.items()},
+        "requires_grad": {name: part.requires_grad for name, part in parameters.items()},
+        "gradients": {name: None if part.grad is None else content(part.grad) for name, part in parameters.items()},
+        "weights": {name: content(tensor) for name, tensor in model.state_dict().items() if hasattr(tensor, "dtype")},
+    }
+    training = [part for part in modules.values() if part.training]
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    ids = torch.arange(5)[None] * 7 % vocabulary
+    try:
+        for part in training:
+            part.training = False  # dropout would make the logits differ by themselves
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
+    finally:
+        for part in training:
+            part.training = True
+    found["logits"] = content(logits)
+    return found
+
+
+@pytest.fixture(name="fingerprint")
+def fingerprint_fixture() -> Callable[[nn.Module], dict[str, Any]]:
+    """`fingerprint(model)`: compare one from before with one from after."""
+    return fingerprint
+
+
+@pytest.fixture
+def assert_untouched() -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """`with assert_untouched(model): …` fails if the block left anything behind on the model, raised or not."""
+
+    @contextmanager
+    def untouched(model: nn.Module) -> Iterator[None]:
+        before = fingerprint(model)
+        try:
+            yield
+        finally:
+            after = fingerprint(model)
+            for what, was in before.items():
+                assert after[what] == was, f"the block changed the model's {what}"
+
+    return untouched

@@ -1,0 +1,140 @@
+import json
+import math
+from typing import Any
+
+import numpy
+import pytest
+
+from probekit.report import Document, Page, Token, TokenRow, render_html
+
+
+def through_json(page: Page, **options: Any) -> Page:
+    return Page.from_json(json.loads(json.dumps(page.to_json(), allow_nan=False, **options)))
+
+
+def test_a_page_is_the_same_page_after_json(page: Page) -> None:
+    assert through_json(page) == page
+    assert through_json(page).to_json() == page.to_json()
+
+
+def test_a_page_is_drawn_the_same_after_json(page: Page) -> None:
+    first, second = (render_html(Document("t", "q", pages=[("name", each)])) for each in (page, through_json(page)))
+    # Compared as a truth value: pytest would spell out the difference of two megabytes.
+    assert (first == second) is True
+
+
+def test_series_keep_their_order_in_json_with_sorted_keys() -> None:
+    page = Page("t")
+    page.lines({"b": [(0, 1.0)], "a": [(0, 2.0)]})
+    assert [series["name"] for series in through_json(page, sort_keys=True).blocks[0]["series"]] == ["b", "a"]
+
+
+def test_a_page_can_be_written_as_raw_utf_8(page: Page) -> None:
+    json.dumps(page.to_json(), allow_nan=False, ensure_ascii=False).encode("utf-8")
+
+
+def test_changing_what_to_json_gave_does_not_change_the_page() -> None:
+    page = Page("t")
+    page.table(["a"], [[1]])
+    page.to_json()["blocks"][0]["rows"][0][0] = 2
+    assert page.blocks[0]["rows"] == [[1]]
+
+
+def test_findings_are_listed_in_order() -> None:
+    page = Page("t")
+    page.finding("one")
+    page.prose("between")
+    page.finding("two")
+    assert page.findings == ["one", "two"]
+
+
+def test_numpy_results_are_taken_as_they_are() -> None:
+    page = Page("t")
+    page.heatmap(numpy.eye(2, dtype=numpy.float32), numpy.arange(2), ["a", "b"])
+    page.lines({"loss": numpy.array([[0, 1.5], [1, math.nan]])})
+    assert page.blocks[0]["values"] == [[1.0, 0.0], [0.0, 1.0]]
+    assert page.blocks[1]["series"][0]["points"] == [[0.0, 1.5], [1.0, None]]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"schema": 2, "title": "t", "blocks": []}, "schema 2, and this probekit reads schema 1"),
+        ({"title": "t"}, "no schema version"),
+        ([], "not a page"),
+        ({"schema": 1, "title": "t", "blocks": [{"type": "video"}]}, "unknown type 'video'; known types: band"),
+        ({"schema": 1, "title": "t", "blocks": [{"type": "to_json"}]}, "unknown type"),
+        ({"schema": 1, "title": "t", "blocks": ["prose"]}, "not an object"),
+        ({"schema": 1, "title": "t", "blocks": [{"type": "prose"}]}, "Block 0 .* 'prose', is malformed"),
+        ({"schema": 1, "title": "t", "blocks": [{"type": "prose", "text": "a", "b": 1}]}, "malformed"),
+        ({"schema": 1, "title": "t", "blocks": [{"type": "tokens", "rows": [{"label": "a"}]}]}, "malformed"),
+        ({"schema": 1, "title": "t", "blocks": [{"type": "lines", "series": {"a": []}}]}, "malformed"),
+    ],
+)
+def test_what_is_not_a_page_is_refused_with_a_sentence(data: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Page.from_json(data)
+
+
+def test_data_that_cannot_be_drawn_are_refused_with_a_sentence() -> None:
+    page = Page("t")
+    with pytest.raises(ValueError, match="Row 1 of a table has 1 cells, but there are 2 columns"):
+        page.table(["a", "b"], [[1, 2], [3]])
+    with pytest.raises(ValueError, match="2 y labels and 1 x labels, but its values are 1 rows"):
+        page.heatmap([[1]], ["x"], ["a", "b"])
+    with pytest.raises(ValueError, match="low before high"):
+        page.heatmap([[1]], ["x"], ["a"], domain=(1, 0))
+    with pytest.raises(ValueError, match="has 2 figures"):
+        page.lines({"a": [(1, 2, 3)]})
+    with pytest.raises(ValueError, match=r"lies in 0\.\.1"):
+        page.tokens([TokenRow("a", [Token("b", value=3)])])
+    with pytest.raises(ValueError, match="'right', 'wrong' or None"):
+        page.tokens([TokenRow("a", [Token("b", mark="maybe")])])  # type: ignore[arg-type]
+    assert page.blocks == []
+
+
+def test_a_rounding_error_past_the_end_of_the_colour_scale_is_forgiven() -> None:
+    page = Page("t")
+    page.tokens([TokenRow("a", [Token("b", value=1.0000001), Token("c", value=math.nan)])])
+    assert [token.get("value") for token in page.blocks[0]["rows"][0]["tokens"]] == [1, None]
+
+
+BAR = {"mark": "bar", "encoding": {}}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        BAR | {"data": {"url": "https://example.org/data.csv"}},
+        BAR | {"data": {"url": "data.csv"}},
+        {"hconcat": [BAR, BAR | {"data": {"url": "data:text/csv,a"}}]},
+        BAR | {"transform": [{"lookup": "a", "from": {"data": {"url": "http://example.org"}, "key": "a"}}]},
+        {"mark": "image", "encoding": {"url": {"field": "a"}}},
+        {"layer": [{"mark": {"type": "image", "url": "http://example.org/a.png"}}]},
+    ],
+)
+def test_a_chart_that_would_load_something_is_refused(spec: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must carry its data with it"):
+        Page("t").chart(spec)
+
+
+def test_a_column_named_url_in_the_data_is_just_a_column() -> None:
+    page = Page("t")
+    page.chart(BAR | {"data": {"values": [{"data": {"url": "x"}, "mark": "image"}]}})
+    assert page.blocks[0]["spec"]["data"]["values"][0]["mark"] == "image"
+
+
+def test_a_chart_is_a_dict_or_has_to_dict_and_is_vega_lite() -> None:
+    class Author:
+        def to_dict(self) -> dict[str, Any]:
+            embed = {"embedOptions": {"loader": {"http": {}}}}
+            schema = "https://vega.github.io/schema/vega-lite/v5.json"
+            return BAR | {"$schema": schema, "usermeta": embed, "height": math.nan}
+
+    page = Page("t")
+    page.chart(Author())
+    assert page.blocks[0]["spec"] == BAR | {"height": None}
+    with pytest.raises(ValueError, match="a Vega-Lite dict or an object with to_dict"):
+        page.chart("<svg>")
+    with pytest.raises(ValueError, match="which is Vega"):
+        page.chart({"$schema": "https://vega.github.io/schema/vega/v5.json"})
