@@ -175,21 +175,30 @@ class Subject:
         """Replace the activation `a` at a site by `function(a)` while the returned context is open."""
         return forward.edited(forward.find_site(self.model, self.anatomy, site), function)
 
+    @cached_property
+    def head_width(self) -> int | None:
+        """The width of the activations that `unembed` reads; None without a head, or with more than a norm before it."""
+        weight = getattr(self.anatomy.unembedding, "weight", None)
+        if weight is None:
+            return None
+        width = int(getattr(self.anatomy.unembedding, "in_features", weight.shape[-1]))
+        normed = getattr(self.anatomy.norm, "weight", None)
+        return width if normed is None or normed.shape[-1] == width else None
+
     def unembed(self, activation: torch.Tensor, norm: bool = True) -> torch.Tensor:
         """The model's head on an activation: `unembedding(norm(a))`, `[…, width]` → logits `[…, V]`; differentiable.
 
-        `norm=False` leaves the final norm out, as the source page does. What a model does to its logits after the
-        head (a soft cap, a scale) is left out: read the site `logits` for that. Raises ModelError if the model has no
-        head, UsageError if the activation's width is not the head's.
+        `norm=False` leaves the final norm out, as the source page does. What a model does to its logits after the head
+        (a soft cap, a scale) is left out: read the site `logits` for that. Raises ModelError if the model has no head,
+        or a projection before it, UsageError if the activation's width is not the head's.
         """
-        head = self.anatomy.unembedding
+        head, kind = self.anatomy.unembedding, type(self.model).__name__
         if head is None:
-            raise ModelError(f"{type(self.model).__name__} has no unembedding.")
-        expected = getattr(head, "in_features", activation.shape[-1])
-        if activation.shape[-1] != expected:
-            raise UsageError(
-                f"The head reads activations of width {expected}, but this one has {activation.shape[-1]}."
-            )
+            raise ModelError(f"{kind} has no unembedding.")
+        if self.head_width is None:
+            raise ModelError(f"{kind} projects its activations before the head; use the site 'logits' instead.")
+        if activation.shape[-1] != self.head_width:
+            raise UsageError(f"The head reads activations of width {self.head_width}, not {activation.shape[-1]}.")
         dtype = next(head.parameters()).dtype
         with resting(self.model, self._settled):
             states = activation.to(dtype) if dtype.is_floating_point else activation

@@ -64,8 +64,7 @@ class PseudoInverse(probekit.Analysis[PseudoInverseOptions]):
 
     def _usable_decoders(self, subject: Subject, result: Result) -> list[str]:
         chosen: list[str] = list(dict.fromkeys(self.options.decoders))
-        head = subject.anatomy.unembedding
-        if "unembedding" in chosen and getattr(head, "in_features", None) != subject.width:
+        if "unembedding" in chosen and subject.head_width != subject.width:
             chosen.remove("unembedding")
             result.notes.append("The unembedding decoder is left out: the head does not read the embedding's width.")
         if not chosen:

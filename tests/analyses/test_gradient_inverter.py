@@ -28,9 +28,7 @@ def prompt(subject: probekit.Subject) -> probekit.Prompt:
     return probekit.Prompt("", ids, subject.tokens(ids))
 
 
-def inverted(
-    subject: probekit.Subject, prompt: probekit.Prompt, seed: int = 0, **options: object
-) -> probekit.Result:
+def inverted(subject: probekit.Subject, prompt: probekit.Prompt, seed: int = 0, **options: object) -> probekit.Result:
     analysis = GradientInverter(GradientInverterOptions(**options), probekit.Context(seed))  # type: ignore[arg-type]
     return analysis.run(subject, [prompt])
 
@@ -153,9 +151,7 @@ def test_logits_are_a_site(subject: probekit.Subject, prompt: probekit.Prompt) -
 
 @pytest.mark.parametrize("loss", ["l1", "l2"])
 @pytest.mark.parametrize("decoder", probekit.DECODERS)
-def test_losses_and_decoders(
-    subject: probekit.Subject, prompt: probekit.Prompt, loss: str, decoder: str
-) -> None:
+def test_losses_and_decoders(subject: probekit.Subject, prompt: probekit.Prompt, loss: str, decoder: str) -> None:
     result = inverted(subject, prompt, loss=loss, decoder=decoder, steps=250, restarts=2)
     if decoder != "unembedding":  # the head of an untrained model is no decoder of its embeddings
         assert result.metrics["block.0/token_accuracy_mean"] == 1.0

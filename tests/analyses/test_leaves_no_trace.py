@@ -1,0 +1,167 @@
+"""After any analysis, and after one that raises at any step, the model is bit for bit what it was.
+
+Every bundled analysis × (normal, bad input, a module that crashes at the n-th call, an interrupt at the n-th call), on
+a model that probekit loaded and on a wrapped one that is in the middle of somebody's training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import probekit
+
+Untouched = Callable[[nn.Module], AbstractContextManager[None]]
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gradient-inverter": {"steps": 4, "restarts": 2, "sites": "block.1,norm,logits", "record_every": 2},
+    "pseudo-inverse": {"sites": "embedding,blocks,logits"},
+}
+BAD: dict[str, dict[str, Any]] = {
+    "gradient-inverter": {"sites": "block.1,block.99"},
+    "pseudo-inverse": {"sites": "nowhere"},
+}
+CALLS = (1, 2, 5, 9)
+
+
+def test_every_bundled_analysis_is_here() -> None:
+    bundled = {
+        analysis.name
+        for record in probekit.Plugins().records
+        if record.distribution == "probekit"
+        for analysis in record.analyses
+    }
+    assert bundled == set(OPTIONS) == set(BAD)
+
+
+@pytest.fixture(params=["loaded", "wrapped in training"])
+def subject(request: pytest.FixtureRequest, tiny_gpt2: Callable[..., Path]) -> probekit.Subject:
+    folder = tiny_gpt2()
+    if request.param == "loaded":
+        return probekit.load(str(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.train()
+    model.transformer.h[1].eval()  # flags of every kind, as a user's own training may leave them
+    model.transformer.wpe.weight.requires_grad_(False)
+    model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    return probekit.Subject(model, AutoTokenizer.from_pretrained(folder))
+
+
+def run(subject: probekit.Subject, name: str, options: dict[str, Any]) -> probekit.Result:
+    analysis = probekit.Plugins().analysis(name)
+    prompts = []
+    for text in ("The sky is blue.", "The sea is green.", "There was a little girl."):
+        ids = subject.encode(text)
+        prompts.append(probekit.Prompt(text, ids, subject.tokens(ids)))
+    result: probekit.Result = analysis(analysis.options_model(**options)).run(subject, prompts)
+    return result
+
+
+def failing_at(call: int, error: type[BaseException]) -> Callable[..., None]:
+    """A hook that raises when its module is called for the n-th time."""
+    count = 0
+
+    def hook(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == call:
+            raise error("on purpose")
+
+    return hook
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_normal(name: str, subject: probekit.Subject, assert_untouched: Untouched) -> None:
+    with assert_untouched(subject.model):
+        run(subject, name, OPTIONS[name])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_bad_input(name: str, subject: probekit.Subject, assert_untouched: Untouched) -> None:
+    with assert_untouched(subject.model), pytest.raises(probekit.UsageError, match="There is no site"):
+        run(subject, name, BAD[name])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt], ids=["crash", "interrupt"])
+@pytest.mark.parametrize("place", ["transformer.wte", "transformer.h.0.attn", "transformer.h.1"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_module_that_fails_at_the_nth_call(
+    name: str, place: str, error: type[BaseException], subject: probekit.Subject, assert_untouched: Untouched
+) -> None:
+    reached = 0
+    for call in CALLS:
+        handle = subject.model.get_submodule(place).register_forward_hook(failing_at(call, error))
+        try:
+            run(subject, name, OPTIONS[name])
+        except error:
+            reached += 1
+        finally:
+            handle.remove()
+        with assert_untouched(subject.model):
+            run(subject, name, OPTIONS[name])
+    assert reached >= 2, "the analysis called this module often enough for the failure to happen"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt], ids=["crash", "interrupt"])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("call", CALLS)
+def test_what_a_failure_leaves(
+    name: str, call: int, error: type[BaseException], subject: probekit.Subject, assert_untouched: Untouched
+) -> None:
+    """The failing hook sits in place while everything is compared, so that nothing else may have changed."""
+    # The pseudo-inverse runs one forward for each of the three prompts.
+    raised = nullcontext() if name == "pseudo-inverse" and call > 3 else pytest.raises(error, match="on purpose")
+    counting = failing_at(call, error)
+    armed = False
+
+    def hook(*arguments: Any) -> None:
+        if armed:
+            counting(*arguments)
+
+    handle = subject.model.get_submodule("transformer.h.0").register_forward_hook(hook)
+    try:
+        with assert_untouched(subject.model), raised:
+            armed = True
+            try:
+                run(subject, name, OPTIONS[name])
+            finally:
+                armed = False
+    finally:
+        handle.remove()
+
+
+def test_an_error_in_the_backward_pass(subject: probekit.Subject, assert_untouched: Untouched) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    handle = subject.anatomy.blocks[0].register_full_backward_hook(refuse)
+    try:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            run(subject, "gradient-inverter", OPTIONS["gradient-inverter"])
+    finally:
+        handle.remove()
+    with assert_untouched(subject.model):
+        run(subject, "gradient-inverter", OPTIONS["gradient-inverter"])
+
+
+def test_an_edit_ends_with_its_block_on_every_way_out(subject: probekit.Subject, assert_untouched: Untouched) -> None:
+    ids = subject.encode("The sky is blue.")
+    plain = subject.capture(ids, ["logits"])["logits"]
+    with assert_untouched(subject.model):
+        with subject.edit("block.1", lambda activation: activation * 0):
+            assert not torch.equal(subject.capture(ids, ["logits"])["logits"], plain)
+        with pytest.raises(KeyboardInterrupt), subject.edit("norm", lambda activation: activation + 1):
+            raise KeyboardInterrupt
+        with (
+            pytest.raises(probekit.UsageError, match="expected a tensor of"),
+            subject.edit("block.0", lambda a: a[:, :1]),
+        ):
+            subject.capture(ids, ["logits"])
+    assert torch.equal(subject.capture(ids, ["logits"])["logits"], plain)
