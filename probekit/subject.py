@@ -177,7 +177,7 @@ class Subject:
 
     @cached_property
     def head_width(self) -> int | None:
-        """The width of the activations that `unembed` reads; None without a head, or with more than a norm before it."""
+        """The width of what `unembed` reads; None if there is no head, or more than a norm before it."""
         weight = getattr(self.anatomy.unembedding, "weight", None)
         if weight is None:
             return None

@@ -10,8 +10,11 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("PROBEKIT_BLOCK_PLUGINS", None)
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,3 +196,91 @@ def assert_untouched() -> Callable[[nn.Module], AbstractContextManager[None]]:
                 assert after[what] == was, f"the block changed the model's {what}"
 
     return untouched
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A call of the command line that came to its end."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """The one sentence that says what was wrong, without its "Error: "; fails if there are more or none."""
+        lines = self.err.splitlines()
+        assert "Traceback" not in self.err, self.err
+        sentences = [line for line in lines if line.startswith("Error: ")]
+        assert len(sentences) == 1, self.err
+        assert lines[-1] == sentences[0], f"something follows the sentence: {self.err}"
+        assert sentences[0].endswith((".", "?", "!")), self.err
+        return sentences[0].removeprefix("Error: ")
+
+
+@pytest.fixture
+def probekit_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """`probekit_cli("run", "--json")`: the command line, in this process."""
+    from probekit.cli import main
+
+    def call(*arguments: object) -> Ended:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["probekit", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def probekit_process(tmp_path: Path) -> Callable[..., Ended]:
+    """`probekit_process("run", "--json", environment={…})`: the command line, in a process of its own.
+
+    `code=…` runs Python code instead, with the arguments as its `sys.argv[1:]`.
+    """
+
+    def call(*arguments: object, code: str | None = None, environment: dict[str, str] | None = None) -> Ended:
+        start = ["-m", "probekit"] if code is None else ["-c", code]
+        finished = subprocess.run(
+            [sys.executable, *start, *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Ended(finished.returncode, finished.stdout, finished.stderr)
+
+    return call
+
+
+@pytest.fixture
+def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """`install_plugin("nice", source)`: a distribution `nice-plugin` 1.0 with an entry point `nice`, really installed.
+
+    Its folder is returned, for the PYTHONPATH of another process; in this process it is on the path already.
+    """
+    folder = tmp_path / "installed plugins"
+    before = set(sys.modules)
+
+    def install(name: str, source: str, value: str = "") -> Path:
+        module = "plugin_" + name.replace("-", "_")
+        metadata = folder / f"{module}-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-plugin\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[probekit]\n{name} = {value or module}\n")
+        (folder / f"{module}.py").write_text(source)
+        if str(folder) not in sys.path:
+            monkeypatch.syspath_prepend(str(folder))
+        return folder
+
+    yield install
+    for name in set(sys.modules) - before:
+        if name.startswith("plugin_"):
+            del sys.modules[name]

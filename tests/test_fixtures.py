@@ -27,15 +27,15 @@ TRACES: dict[str, Callable[[Any], object]] = {
         lambda *_: None, with_kwargs=True
     ),
     "forward pre-hook": lambda model: model.transformer.h[1].mlp.register_forward_pre_hook(lambda *_: None),
-    "backward hook": lambda model: model.transformer.register_full_backward_hook(lambda *_: None),
-    "backward pre-hook": lambda model: model.transformer.register_full_backward_pre_hook(lambda *_: None),
+    "backward hook": lambda model: model.lm_head.register_full_backward_hook(lambda *_: None),
+    "backward pre-hook": lambda model: model.lm_head.register_full_backward_pre_hook(lambda *_: None),
     "training mode of one module": lambda model: model.transformer.h[0].attn.train(),
     "one trainable parameter": lambda model: model.transformer.ln_f.weight.requires_grad_(True),
     "one frozen parameter": lambda model: model.transformer.wpe.weight.requires_grad_(False),
     "a gradient": set_gradient,
     "one bit of one weight": nudge_one_bit,
     "a replaced module": lambda model: setattr(model.transformer.h[0], "ln_1", torch.nn.Identity()),
-    "a wrapped forward": lambda model: setattr(model.transformer.h[0], "forward", lambda states, **_: (states,)),
+    "a wrapped forward": lambda model: setattr(model.lm_head, "forward", torch.zeros_like),
 }
 
 
@@ -53,9 +53,12 @@ def test_a_model_with_a_trace_left_on_it_is_noticed(model: Any, assert_untouched
 
 
 def test_a_trace_is_noticed_when_the_block_raised_as_well(model: Any, assert_untouched: Any) -> None:
-    with pytest.raises(AssertionError, match="hooks"), assert_untouched(model):
+    def leave_a_hook_and_raise() -> None:
         TRACES["forward hook"](model)
         raise ZeroDivisionError
+
+    with pytest.raises(AssertionError, match="hooks"), assert_untouched(model):
+        leave_a_hook_and_raise()
 
 
 def test_hooks_that_came_off_and_flags_given_back_leave_a_model_untouched(model: Any, assert_untouched: Any) -> None:
