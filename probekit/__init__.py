@@ -10,7 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probekit.analysis import Analysis, Context, Listener, Options, Progress, Prompt, Result, Sites, TokenSequence
+    from probekit.analysis import (
+        Analysis,
+        Context,
+        Listener,
+        Loop,
+        Options,
+        Progress,
+        Prompt,
+        Result,
+        Sites,
+        TokenSequence,
+    )
     from probekit.errors import AnalysisError, ModelError, PluginError, ProbekitError, UsageError
     from probekit.forward import LayerMap
     from probekit.hookspecs import hookimpl
@@ -18,7 +29,8 @@ if TYPE_CHECKING:
     from probekit.models.spec import ModelSpec
     from probekit.plugins import Plugins
     from probekit.report import Page, Token, TokenRow
-    from probekit.runs import Run, RunConfig, run
+    from probekit.runs import Run, RunConfig, resume, run
+    from probekit.runs.comparison import Comparison, compare
     from probekit.subject import DECODERS, Subject, load
 
 __version__ = "0.1.0"
@@ -27,10 +39,12 @@ _HOME = {
     "Analysis": "analysis",
     "AnalysisError": "errors",
     "Anatomy": "models.anatomy",
+    "Comparison": "runs.comparison",
     "Context": "analysis",
     "DECODERS": "subject",
     "LayerMap": "forward",
     "Listener": "analysis",
+    "Loop": "analysis",
     "ModelError": "errors",
     "ModelSpec": "models.spec",
     "Options": "analysis",
@@ -49,8 +63,10 @@ _HOME = {
     "TokenRow": "report",
     "TokenSequence": "analysis",
     "UsageError": "errors",
+    "compare": "runs.comparison",
     "hookimpl": "hookspecs",
     "load": "subject",
+    "resume": "runs",
     "run": "runs",
 }
 
@@ -59,9 +75,11 @@ __all__ = [
     "Analysis",
     "AnalysisError",
     "Anatomy",
+    "Comparison",
     "Context",
     "LayerMap",
     "Listener",
+    "Loop",
     "ModelError",
     "ModelSpec",
     "Options",
@@ -80,8 +98,10 @@ __all__ = [
     "TokenRow",
     "TokenSequence",
     "UsageError",
+    "compare",
     "hookimpl",
     "load",
+    "resume",
     "run",
 ]
 

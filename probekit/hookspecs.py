@@ -32,7 +32,8 @@ def probekit_load_model(spec: Any) -> tuple[Any, Any] | None:
     """Load a model that transformers does not know.
 
     `spec` is the `probekit.ModelSpec`. Return `(model, tokenizer)`, where the tokenizer may be None, or None to leave
-    it to the next plugin and at last to transformers. The first result counts.
+    it to the next plugin and at last to transformers. The first result counts. Raise `probekit.ModelError` with a
+    sentence if the model is yours but cannot be loaded.
     """
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import pluggy
 
 from probekit import hookspecs
-from probekit.errors import PluginError, UsageError, nearest
+from probekit.errors import PluginError, ProbekitError, UsageError, nearest
 
 BLOCK_VARIABLE = "PROBEKIT_BLOCK_PLUGINS"
 
@@ -51,8 +52,7 @@ class Plugins:
             self._load(point, blocked)
 
     def _load(self, point: EntryPoint, blocked: set[str]) -> None:
-        origin = point.dist
-        record = PluginRecord(point.name, origin.name if origin else "", origin.version if origin else "")
+        record = PluginRecord(point.name, *_origin(point))
         self.records.append(record)
         if point.name in blocked:
             record.status = "blocked"
@@ -74,6 +74,8 @@ class Plugins:
             self.records.append(record)
         if self._manager.has_plugin(record.name):
             return self._fail(record, f"the plugin name '{record.name}' is already taken")
+        if self._manager.is_registered(plugin):
+            return self._fail(record, f"is the plugin '{self._manager.get_name(plugin)}' a second time")
         try:
             self._check_names(plugin)
             self._manager.register(plugin, record.name)
@@ -89,7 +91,7 @@ class Plugins:
 
     @staticmethod
     def _fail(record: PluginRecord, error: str) -> PluginRecord:
-        record.status, record.error, record.analyses = "failed", error, []
+        record.status, record.error, record.analyses = "failed", " ".join(error.split()), []
         return record
 
     def _check_names(self, plugin: object) -> None:
@@ -98,23 +100,31 @@ class Plugins:
         """
         known = {name for name in vars(hookspecs) if name.startswith("probekit_")}
         for name in dir(plugin):
-            if not name.startswith("probekit_") or not callable(getattr(plugin, name)):
+            function = getattr(plugin, name, None)
+            marker = getattr(function, f"{hookspecs.PROJECT}_impl", None)
+            if not callable(function) or not (isinstance(marker, Mapping) or name.startswith("probekit_")):
                 continue
-            if name not in known:
-                raise PluginError(f"implements '{name}', which is not a hook.{nearest(name, known)}")
-            if not hasattr(getattr(plugin, name), f"{hookspecs.PROJECT}_impl"):
+            hook = (marker.get("specname") if isinstance(marker, Mapping) else None) or name
+            if hook not in known:
+                raise PluginError(f"implements '{hook}', which is not a hook.{nearest(hook, known)}")
+            if not isinstance(marker, Mapping):
                 raise PluginError(f"defines '{name}' without @probekit.hookimpl, so it would never be called")
+            if marker.get("wrapper") or marker.get("hookwrapper"):
+                raise PluginError(f"implements '{name}' as a wrapper; expected a plain function")
 
     def _analyses_of(self, plugin: object) -> list[type[Any]]:
-        implementation = getattr(plugin, "probekit_analyses", None)
-        if implementation is None:
-            return []
-        analyses = list(implementation())
+        analyses: list[type[Any]] = []
+        for implementation in self._manager.hook.probekit_analyses.get_hookimpls():
+            if implementation.plugin is plugin:
+                analyses += self._call(implementation, "probekit_analyses", {})
         taken = self.analyses()
         for analysis in analyses:
             name = getattr(analysis, "name", None)
-            if not inspect.isclass(analysis) or not isinstance(name, str) or not name:
-                raise PluginError(f"provides {analysis!r}, which is not an analysis class with a name")
+            parts = ("options_model", "summary", "run", "report")
+            if not inspect.isclass(analysis) or not name or not all(hasattr(analysis, part) for part in parts):
+                raise PluginError(f"provides {analysis!r}, which is no subclass of probekit.Analysis with a name")
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise PluginError(f"provides an analysis named {name!r}; a name has letters, digits and hyphens only")
             if name in taken:
                 raise PluginError(f"provides an analysis named '{name}', a name that is already taken")
             taken[name] = analysis
@@ -138,41 +148,59 @@ class Plugins:
             if record.name == name and record.status == "blocked":
                 raise UsageError(f"The plugin '{name}' is blocked; take it out of --block-plugin and {BLOCK_VARIABLE}.")
         known = ", ".join(sorted(analyses)) or "none"
-        raise UsageError(f"There is no plugin '{name}'; there are: {known}.{nearest(name, analyses)}")
+        failed = ", ".join(record.name for record in self.records if record.status == "failed")
+        unknown = f" What did not load is shown by `probekit plugins`: {failed}." if failed else ""
+        raise UsageError(f"There is no plugin '{name}'; there are: {known}.{nearest(name, analyses)}{unknown}")
 
-    def providers(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
-        """Call every implementation of a hook, one by one, and yield (plugin name, what it returned) as they come.
-
-        An exception of an implementation comes out of the iteration as a PluginError that names the plugin.
-        """
-        caller = getattr(self._manager.hook, hook)
-        for implementation in reversed(caller.get_hookimpls()):  # pluggy's order: last registered first
-            yield implementation.plugin_name, self._call(implementation, hook, arguments)
+    def collect(self, hook: str, **arguments: Any) -> tuple[list[Any], list[str]]:
+        """Call every implementation of a hook: what each returned, and a sentence for each that raised."""
+        results, failures = [], []
+        for implementation in self._implementations(hook):
+            try:
+                results.append(self._call(implementation, hook, arguments))
+            except ProbekitError as error:
+                sentence = " ".join(str(error).split())
+                named = f"'{implementation.plugin_name}'" in sentence
+                failures.append(sentence if named else f"The plugin '{implementation.plugin_name}': {sentence}")
+        return results, failures
 
     def first(self, hook: str, **arguments: Any) -> Any:
-        """The first result of a hook that is not None, or None."""
-        return next((result for _, result in self.providers(hook, **arguments) if result is not None), None)
+        """The first result of a hook that is not None, or None.
+
+        An implementation that raises ends it: to pass over a plugin's loader or anatomy might change what is found.
+        """
+        results = (self._call(implementation, hook, arguments) for implementation in self._implementations(hook))
+        return next((result for result in results if result is not None), None)
 
     def notify(self, hook: str, **arguments: Any) -> list[str]:
         """Tell every implementation of a hook; returns a sentence for each that raised, after calling all of them."""
-        failures = []
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            try:
-                self._call(implementation, hook, arguments)
-            except PluginError as error:
-                failures.append(str(error))
-        return failures
+        return self.collect(hook, **arguments)[1]
+
+    def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
+        return list(
+            reversed(getattr(self._manager.hook, hook).get_hookimpls())
+        )  # last registered first, as pluggy does
 
     @staticmethod
     def _call(implementation: pluggy.HookImpl, hook: str, arguments: dict[str, Any]) -> Any:
+        """Call one. Raises probekit's errors as they are, being sentences, and anything else as a PluginError."""
         try:
             return implementation.function(*(arguments[name] for name in implementation.argnames))
-        except (KeyboardInterrupt, PluginError):
+        except (KeyboardInterrupt, ProbekitError):
             raise
         except BaseException as error:
             raise PluginError(
-                f"The plugin '{implementation.plugin_name}' failed in {hook}: {_describe(error)}"
+                f"The plugin '{implementation.plugin_name}' failed in {hook} (--block-plugin "
+                f"{implementation.plugin_name} leaves it out): {_describe(error)}"
             ) from error
+
+
+def _origin(point: EntryPoint) -> tuple[str, str]:
+    """The distribution's name and version; empty where its metadata is damaged."""
+    try:
+        return (str(point.dist.name or ""), str(point.dist.version or "")) if point.dist else ("", "")
+    except Exception:
+        return "", ""
 
 
 def _is_bundled(point: EntryPoint) -> bool:
@@ -182,4 +210,5 @@ def _is_bundled(point: EntryPoint) -> bool:
 def _describe(error: BaseException) -> str:
     if isinstance(error, PluginError):
         return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -6,6 +6,7 @@ computes it computes in eval mode, whatever mode the model is in.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -20,7 +21,7 @@ from probekit.errors import AnalysisError, ModelError, UsageError, nearest
 from probekit.forward.rest import resting, stand_in_ids
 from probekit.models.anatomy import Anatomy, find_anatomy, neutral_token, text_config
 from probekit.models.loading import LoadedModel, load_model
-from probekit.models.spec import ModelSpec
+from probekit.models.spec import ModelSpec, parse_spec
 from probekit.models.tokens import decode_text, encode_text, token_strings
 
 if TYPE_CHECKING:
@@ -318,13 +319,13 @@ class _Unembedding:
             return self._subject.unembed(embeddings).float()
 
 
-def load(name: str = "demo", *, plugins: Plugins | None = None, **options: Any) -> Subject:
+def load(name: str | os.PathLike[str] = "demo", *, plugins: Plugins | None = None, **options: Any) -> Subject:
     """Load a model and make a subject of it: `probekit.load("gpt2-xl", quantization="int8", device_map="auto")`.
 
     Options are the fields of `ModelSpec`. Raises ModelError with one sentence if it cannot be loaded, UsageError for a
     wrong option.
     """
-    return load_spec(ModelSpec(name=name, **options), plugins)
+    return load_spec(parse_spec(name=os.fspath(name), **options), plugins)
 
 
 def load_spec(spec: ModelSpec, plugins: Plugins | None = None) -> Subject:

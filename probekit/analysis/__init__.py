@@ -5,8 +5,8 @@ Importing this imports neither torch nor transformers, so that plugins can be li
 """
 
 from probekit.analysis.base import Analysis
-from probekit.analysis.context import Context, Listener, Progress
-from probekit.analysis.options import Options, Sites, parse_options
+from probekit.analysis.context import Context, Listener, Loop, Progress
+from probekit.analysis.options import Options, Sites, parse_options, site_expressions
 from probekit.analysis.prompt import Prompt
 from probekit.analysis.result import Result, TokenSequence
 
@@ -14,6 +14,7 @@ __all__ = [
     "Analysis",
     "Context",
     "Listener",
+    "Loop",
     "Options",
     "Progress",
     "Prompt",
@@ -21,4 +22,5 @@ __all__ = [
     "Sites",
     "TokenSequence",
     "parse_options",
+    "site_expressions",
 ]

@@ -1,10 +1,14 @@
-"""What a run gives an analysis while it computes: progress, a seeded generator, a log."""
+"""What a run gives an analysis while it computes: progress, loops that survive, a seeded generator, a log.
+
+A run that is interrupted, or killed, goes on where it was and ends with the same bits: an analysis wraps its pieces in
+`stage`, which computes each once, and its long loops in `loop`, which saves their state from time to time.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +31,29 @@ class Listener(Protocol):
         ...
 
 
+State = dict[str, "torch.Tensor"]
+
+
+class Store(Protocol):
+    """Where the state of an unfinished analysis is kept between processes."""
+
+    def read(self, kind: str, label: str) -> State | None:
+        """What was saved under this kind and label, or None."""
+        ...
+
+    def write(self, kind: str, label: str, state: State) -> None:
+        """Save a state, whole or not at all, over an earlier one of the same kind and label."""
+        ...
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last save."""
+        ...
+
+    def stop_asked(self) -> bool:
+        """Whether somebody asked the run to stop at the end of a step."""
+        ...
+
+
 class Silent:
     """A listener that does nothing."""
 
@@ -37,19 +64,42 @@ class Silent:
         pass
 
 
+class Forgetful:
+    """A store that keeps nothing, for analyses outside a run."""
+
+    def read(self, kind: str, label: str) -> State | None:
+        return None
+
+    def write(self, kind: str, label: str, state: State) -> None:
+        pass
+
+    def due(self) -> bool:
+        return False
+
+    def stop_asked(self) -> bool:
+        return False
+
+
 class Progress:
     """Progress of one loop. Call `step()` once a step; its values may be tensors, or functions of nothing, which are
     not read until they are shown.
     """
 
-    def __init__(self, listener: Listener, label: str, total: int) -> None:
+    def __init__(self, listener: Listener, store: Store, label: str, total: int, done: int = 0) -> None:
         self._listener = listener
+        self._store = store
         self._label = label
         self._total = total
-        self._done = 0
+        self._done = done
         self._shown = 0.0
 
     def step(self, count: int = 1, **values: Any) -> None:
+        """Some steps are done. Raises KeyboardInterrupt if the run was asked to stop."""
+        self._show(count, values)
+        if self._store.stop_asked():
+            raise KeyboardInterrupt
+
+    def _show(self, count: int, values: dict[str, Any]) -> None:
         self._done += count
         now = time.monotonic()
         if now - self._shown >= SECONDS_BETWEEN_UPDATES or self._done >= self._total:
@@ -58,13 +108,42 @@ class Progress:
             self._listener.progress(self._label, self._done, self._total, numbers)
 
 
-class Context:
-    """Given to an analysis as `self.context`. `Context()` is a silent one, for calls outside a run."""
+class Loop(Progress):
+    """A loop whose state is saved: run it from `start`, with `state` as it was there (empty at step 0).
 
-    def __init__(self, seed: int = 0, analysis: str = "", listener: Listener | None = None) -> None:
+    Call `step` at the end of each step with a function that gives the state: tensors, from which the rest of the loop
+    follows bit for bit. It is called when a save is due, so that a step costs nothing otherwise.
+    """
+
+    def __init__(self, listener: Listener, store: Store, label: str, key: str, total: int) -> None:
+        saved = store.read("loop", key) or {}
+        self.start = int(saved.pop("loop_step")) if saved else 0
+        self.state: State = saved
+        self._key = key
+        super().__init__(listener, store, label, total, self.start)
+
+    def end_step(self, state: Callable[[], State], **values: Any) -> None:
+        """One step is done; `values` are shown. Raises KeyboardInterrupt, the state saved, if asked to stop."""
+        self._show(1, values)
+        stop = self._store.stop_asked()
+        if stop or self._store.due():
+            import torch
+
+            self._store.write("loop", self._key, {**state(), "loop_step": torch.tensor(self._done)})
+        if stop:
+            raise KeyboardInterrupt
+
+
+class Context:
+    """Given to an analysis as `self.context`. `Context()` is silent and saves nothing, for calls outside a run."""
+
+    def __init__(
+        self, seed: int = 0, analysis: str = "", listener: Listener | None = None, store: Store | None = None
+    ) -> None:
         self.seed = seed
         self._analysis = analysis
         self._listener: Listener = listener or Silent()
+        self._store: Store = store or Forgetful()
 
     def generator(self, label: str = "") -> torch.Generator:
         """A CPU generator seeded by the run's seed, the analysis and a label of your choice: draw on the CPU and move.
@@ -78,10 +157,28 @@ class Context:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Progress]:
-        """Show a loop of `total` steps: `with context.progress("block.3", 500) as progress: …
-        progress.step(loss=loss)`.
+        """Show a loop of `total` steps: `with context.progress("margins", 500) as progress: … progress.step()`."""
+        yield Progress(self._listener, self._store, label, total)
+
+    @contextmanager
+    def loop(self, label: str, total: int, key: str | None = None) -> Iterator[Loop]:
+        """Show a loop of `total` steps and save its state from time to time; see `Loop`.
+
+        `key` names its state, and is unique within the analysis; the label by default.
         """
-        yield Progress(self._listener, label, total)
+        yield Loop(self._listener, self._store, label, key or label, total)
+
+    def stage(self, key: str, compute: Callable[[], State]) -> State:
+        """The tensors that `compute` returns, computed once: a resumed run reads those of a finished stage back.
+
+        `key` is unique within the analysis. The tensors come back on the CPU, also from `compute`, so that a resumed
+        run and an uninterrupted one go on with the same.
+        """
+        saved = self._store.read("stage", key)
+        if saved is None:
+            saved = {name: tensor.detach().cpu() for name, tensor in compute().items()}
+            self._store.write("stage", key, saved)
+        return saved
 
     def log(self, text: str) -> None:
         """A line for the person who waits, kept in the run's events."""

@@ -24,9 +24,20 @@ def _join(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-Sites = Annotated[str, BeforeValidator(_join)]
+class _NamesSites:
+    """Marks the fields whose values are site expressions."""
+
+
+Sites = Annotated[str, BeforeValidator(_join), _NamesSites()]
 """Sites as an option: 'block.3', 'blocks', 'block.0:6:2', 'embedding,norm,logits', or a list of these; resolved by
 `subject.expand_sites` when the anatomy is known."""
+
+
+def site_expressions(options: Options) -> list[str]:
+    """The values of the options that name sites, so that they can be checked as soon as the anatomy is known."""
+    fields = type(options).model_fields.items()
+    named = [name for name, field in fields if any(isinstance(mark, _NamesSites) for mark in field.metadata)]
+    return [value for name in named if isinstance(value := getattr(options, name), str)]
 
 
 def parse_options(model: type[Options], values: Mapping[str, Any], analysis: str) -> Options:

@@ -14,6 +14,7 @@ from probekit.errors import ProbekitError
 INTERRUPTED = 130
 
 COMMANDS = {
+    "compare": ("compare", "Compare runs on one page."),
     "models": ("models", "Show where a model keeps its parts."),
     "plugins": ("plugins", "List the plugins, or show one with its options."),
     "report": ("report", "Draw the report of a run again."),
@@ -32,17 +33,32 @@ class LazyGroup(click.Group):
             module = importlib.import_module(f"probekit.cli.{COMMANDS[name][0]}")
             command: click.Command = module.command
             return command
-        from probekit.plugins import Plugins
-
-        for _, commands in Plugins().providers("probekit_commands"):
-            for command in commands:
-                if command.name == name:
-                    return command
-        return None
+        return _plugin_command(name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+
+
+def _plugin_command(name: str) -> click.Command | None:
+    """The command of that name among those of plugins; if there is none, says which plugins could not be asked."""
+    from probekit.plugins import Plugins
+
+    plugins = Plugins()
+    results, failures = plugins.collect("probekit_commands")
+    for commands in results:
+        if not isinstance(commands, list | tuple):
+            failures.append(
+                f"A plugin returned {commands!r} from probekit_commands; expected a list of click commands."
+            )
+            continue
+        for command in commands:
+            if isinstance(command, click.Command) and command.name == name:
+                return command
+    failures += [f"The plugin '{record.name}': {record.error}" for record in plugins.records if record.error]
+    for sentence in failures:
+        click.echo(sentence, err=True)
+    return None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -58,7 +58,12 @@ class LiveBar:
         return any(task.id == self._tasks[label] and task.finished for task in self._progress.tasks)
 
     def message(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(text, markup=False, emoji=False, highlight=False)
+
+
+def keeping_output_clean(as_json: bool) -> AbstractContextManager[Any]:
+    """With JSON asked for, what a plugin prints while the block is open goes to standard error."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 @contextmanager
@@ -68,16 +73,14 @@ def display() -> Iterator[Listener]:
         yield PlainLines()
         return
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
     class Label(TextColumn):
         """Labels are data: no markup is read from them."""
 
         def render(self, task):  # type: ignore[no-untyped-def]
-            from rich.text import Text
-
-            return Text(escape(str(task.description)).replace("\\[", "["))
+            return Text(str(task.description))
 
     columns = (
         Label(""),

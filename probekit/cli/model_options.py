@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
@@ -75,12 +74,3 @@ def spec_values(name: str | None, options: dict[str, Any]) -> dict[str, Any]:
     given = {field: options.pop(field) for field in ModelSpec.model_fields if field in options}
     values = {field: value for field, value in given.items() if value is not None}
     return values if name is None else {"name": name, **values}
-
-
-def toml_value(text: str) -> Any:
-    """A value in TOML (`50`, `true`, `[1, 2]`, `"a b"`), else the text itself."""
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return text
-    return parsed["value"] if set(parsed) == {"value"} else text

@@ -6,11 +6,9 @@ import json
 from typing import Any
 
 import click
-from pydantic import ValidationError
 
 from probekit.cli.model_options import model_options, spec_values
-from probekit.errors import UsageError
-from probekit.models.spec import ModelSpec
+from probekit.models.spec import parse_spec
 from probekit.plugins import Plugins
 
 
@@ -25,11 +23,7 @@ def command() -> None:
 @model_options
 def show(name: str, as_json: bool, **given: Any) -> None:
     """Load the model NAME and print its anatomy: embedding, decoder blocks, final norm, unembedding, and its sites."""
-    try:
-        spec = ModelSpec(**spec_values(name, given))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')} is {first['input']!r}: {first['msg']}.") from None
+    spec = parse_spec(**spec_values(name, given))
     from probekit.subject import load_spec
 
     subject = load_spec(spec, Plugins())

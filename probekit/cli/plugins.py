@@ -7,7 +7,9 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
+from pydantic_core import to_jsonable_python
 
+from probekit.cli.display import keeping_output_clean
 from probekit.plugins import Plugins
 
 
@@ -26,7 +28,8 @@ def command(ctx: click.Context, block: tuple[str, ...]) -> None:
 @click.pass_obj
 def list_plugins(block: tuple[str, ...], as_json: bool) -> None:
     """Every plugin, what it provides, and why it did not load if it did not."""
-    records = Plugins(block=block).records
+    with keeping_output_clean(as_json):
+        records = Plugins(block=block).records
     if as_json:
         click.echo(
             json.dumps(
@@ -65,9 +68,14 @@ def show(block: tuple[str, ...], name: str) -> None:
     click.echo("\n".join("    " + line.strip() for line in (analysis.__doc__ or "").strip().splitlines()))
     click.echo("\nOptions (-o NAME=VALUE):")
     for option, field in analysis.options_model.model_fields.items():
-        click.echo(f"  {option} = {json.dumps(field.default, ensure_ascii=False)}  ({describe(field.annotation)})")
+        default = "(required)" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        click.echo(f"  {option} = {default}  ({describe(field.annotation)})")
         if field.description:
             click.echo(f"      {field.description}")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(to_jsonable_python(value, fallback=str), ensure_ascii=False)
 
 
 def describe(annotation: Any) -> str:

@@ -9,11 +9,14 @@ from typing import Any
 
 import click
 
-from probekit.cli.display import display
-from probekit.cli.model_options import model_options, spec_values, toml_value
+from probekit.cli.display import display, keeping_output_clean
+from probekit.cli.model_options import model_options, spec_values
 from probekit.errors import AnalysisError, UsageError
 from probekit.plugins import Plugins
-from probekit.runs import Run, execute, resolve
+from probekit.runs import Run, execute, resolve, resume
+from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
+from probekit.runs.command import option_value
+from probekit.runs.comparison import TrainedAndRandom, check_trained, run_trained_and_random
 from probekit.runs.config import Resolved, read_config
 from probekit.runs.prompts import read_prompts
 
@@ -59,23 +62,71 @@ from probekit.runs.prompts import read_prompts
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on standard output, and nothing else there."
 )
+@click.option(
+    "--compare-random", is_flag=True, help="Run with trained and with random weights, and compare the two on one page."
+)
+@click.option(
+    "--resume", "resumed", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that did not end."
+)
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=SECONDS_BETWEEN_SAVES,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often the state of a long loop is saved.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and end.")
 @model_options
-def command(as_json: bool, dry_run: bool, output: Path | None, config: Path | None, **given: Any) -> None:
+def command(
+    as_json: bool,
+    dry_run: bool,
+    compare_random: bool,
+    output: Path | None,
+    config: Path | None,
+    resumed: Path | None,
+    save_every: float,
+    **given: Any,
+) -> None:
     """Run analyses on a model and write a report.
 
     Without options it inverts the first block of the embedded model on the prompt "The sky is blue.".
     """
+    outcome: Run | TrainedAndRandom
+    values = _given(given)
+    if resumed is not None:
+        others = {"output": output, "config": config, "dry_run": dry_run, "compare_random": compare_random}
+        _refuse_beside_resume({**values, **others, "block_plugins": None})
+        with keeping_output_clean(as_json), display() as listener:
+            outcome = resume(resumed, Plugins(values.get("block_plugins", [])), listener, save_every)
+        _end(outcome, as_json)
+        return
     layers = [(str(config), read_config(config))] if config else []
-    layers.append(("command line", _given(given)))
+    layers.append(("command line", values))
     blocked = {name for _, values in layers for name in values.get("block_plugins", [])}
-    plugins = Plugins(block=blocked)
-    resolved = resolve(layers, plugins)
+    with keeping_output_clean(as_json):
+        plugins = Plugins(block=blocked)
+        resolved = resolve(layers, plugins)
+    if compare_random:
+        check_trained(resolved)
     if dry_run:
         _show_resolved(resolved, as_json)
         return
-    with display() as listener:
-        outcome = execute(resolved, plugins, output, listener, argv=sys.argv[1:])
+    with keeping_output_clean(as_json), display() as listener:
+        carry_out = run_trained_and_random if compare_random else execute
+        outcome = carry_out(resolved, plugins, output, listener, sys.argv[1:], save_every)
+    _end(outcome, as_json)
+
+
+def _refuse_beside_resume(given: dict[str, object]) -> None:
+    """A resumed run is what it was begun as: nothing else may be asked for beside it."""
+    beside = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if beside:
+        raise UsageError(f"--resume goes on with a run as it was begun; leave out {', '.join(beside)}.")
+
+
+def _end(outcome: Any, as_json: bool) -> None:
+    """Print what a run came to. Raises AnalysisError if an analysis failed."""
     if as_json:
         click.echo(json.dumps(outcome.document(), indent=1, allow_nan=False))
     else:
@@ -114,7 +165,7 @@ def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"'-o {text}' is no option; expected KEY=VALUE, for example -o steps=50.")
-    return key.strip(), toml_value(value)
+    return key.strip(), option_value(value)
 
 
 def _ids(text: str) -> list[int]:
@@ -145,7 +196,14 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return flat
 
 
-def _show_outcome(outcome: Run) -> None:
+def _show_outcome(outcome: Run | TrainedAndRandom) -> None:
+    if isinstance(outcome, TrainedAndRandom):
+        for weights, run in outcome.runs.items():
+            click.echo(f"With {weights} weights:")
+            _show_outcome(run)
+        if outcome.comparison:
+            click.echo(f"Comparison: {outcome.comparison.path}")
+        return
     for name, result in outcome.results.items():
         click.echo(f"{name}: {result.finding}" if result.finding else f"{name}: done")
         for note in result.notes:

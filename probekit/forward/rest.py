@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from probekit.models.anatomy import neutral_token
+from probekit.models.anatomy import neutral_token, without_cache
 
 
 @contextmanager
@@ -19,17 +17,23 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     """Eval mode and frozen parameters while open; each module's own mode and each parameter's own flag afterwards.
 
     Parameters that require gradients would make every backward pass compute theirs too: 2.3 times the cost of one
-    block.
+    block. bitsandbytes' 4-bit layers keep their weights too: on some CPUs they would rewrite them at the first forward
+    without gradients, for a kernel that has no gradient.
     """
     training = [module for module in model.modules() if module.training]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    repacking: list[Any] = [part for part in model.modules() if vars(part).get("support_avx512bf16_for_cpu")]
     try:
+        for module in repacking:
+            module.support_avx512bf16_for_cpu = False
         for module in training:
             module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
+        for module in repacking:
+            module.support_avx512bf16_for_cpu = True
         for module in training:
             module.training = True
         for parameter in trainable:
@@ -48,18 +52,10 @@ def resting(model: nn.Module, settled: bool) -> Iterator[None]:
             yield
 
 
-@cache
-def _takes_use_cache(method: Callable[..., Any]) -> bool:
-    parameters = inspect.signature(method).parameters
-    return "use_cache" in parameters or any(part.kind is part.VAR_KEYWORD for part in parameters.values())
-
-
 def forward(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Any:
     """The model's own forward on token ids, without a cache."""
-    arguments: dict[str, Any] = {"use_cache": False} if _takes_use_cache(type(model).forward) else {}
-    if attention_mask is not None:
-        arguments["attention_mask"] = attention_mask.to(input_ids.device)
-    return model(input_ids=input_ids, **arguments)
+    mask = {} if attention_mask is None else {"attention_mask": attention_mask.to(input_ids.device)}
+    return model(input_ids=input_ids, **mask, **without_cache(model))
 
 
 def stand_in_ids(model: nn.Module, batch: int, sequence: int, device: torch.device) -> torch.Tensor:

@@ -7,7 +7,7 @@ options take several, a grammar: `blocks` is every block, `block.0:6:2` a slice 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +86,8 @@ def expand_sites(model: nn.Module, anatomy: Anatomy, grammar: str) -> list[str]:
 def read(output: Any, site: str) -> torch.Tensor:
     """The activation in what a module returned: the tensor itself, the logits of a model output, or item 0."""
     value = output
-    if hasattr(output, "logits"):
-        value = output.logits
+    if isinstance(output, Mapping) and output:
+        value = output[_activation_key(output)]
     elif isinstance(output, tuple | list) and output:
         value = output[0]
     if not isinstance(value, torch.Tensor):
@@ -101,11 +101,16 @@ def replace(output: Any, value: torch.Tensor) -> Any:
     """The same output with its activation replaced: the rest and the type are kept."""
     if isinstance(output, torch.Tensor):
         return value
-    if hasattr(output, "logits"):
-        changed = type(output)(**output)
-        changed["logits"] = value
+    if isinstance(output, Mapping):
+        changed: Any = type(output)(**output)
+        changed[_activation_key(output)] = value
         return changed
     if hasattr(output, "_replace"):
         return output._replace(**{output._fields[0]: value})
     rest: Sequence[Any] = output[1:]
     return type(output)((value, *rest))
+
+
+def _activation_key(output: Mapping[str, Any]) -> str:
+    """Where a model output keeps its activation: its logits, where a loss may stand in front of them, else item 0."""
+    return "logits" if "logits" in output else next(iter(output))

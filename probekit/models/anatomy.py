@@ -2,14 +2,18 @@
 
 Found by structure, not by a list of architectures: the blocks are the outermost `ModuleList` with as many entries as
 the text config says, the embedding and the unembedding are what the model names as such, and the final norm is the
-blocks' only sibling made of vectors alone. Where structure fits more than once, one traced forward over two tokens
-decides; where that does not decide either, it is an error that says how to declare the anatomy. Never a guess.
+blocks' only sibling made of vectors alone that does not run before them. Where structure fits more than once, one
+traced forward over two tokens decides; where that does not decide either, it is an error that says how to declare the
+anatomy. Never a guess.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -103,6 +107,17 @@ def neutral_token(model: nn.Module) -> int:
     return 1 if getattr(text_config(model), "pad_token_id", None) == 0 else 0
 
 
+def without_cache(model: nn.Module) -> dict[str, bool]:
+    """The argument that keeps a forward from filling a cache, which some models keep on their own modules."""
+    return {"use_cache": False} if _takes_use_cache(type(model).forward) else {}
+
+
+@cache
+def _takes_use_cache(method: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(method).parameters
+    return "use_cache" in parameters or any(part.kind is part.VAR_KEYWORD for part in parameters.values())
+
+
 def _ask(model: nn.Module, accessor: str) -> nn.Module | None:
     try:
         answer = getattr(model, accessor)()
@@ -115,7 +130,7 @@ def _find_blocks(model: nn.Module) -> str:
     count = getattr(text_config(model), "num_hidden_layers", None)
     lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     fitting: list[str] = [path for path, module in lists if len(module) == count]
-    outermost: list[str] = [path for path in fitting if not any(path.startswith(other + ".") for other in fitting)]
+    outermost = _outermost(fitting)
     if len(outermost) == 1:
         return outermost[0]
     if len(outermost) > 1:
@@ -123,12 +138,17 @@ def _find_blocks(model: nn.Module) -> str:
         fired = [path for path, _ in _trace(model, first_blocks)]
         if len(set(fired)) == 1:
             return fired[0]
-    there = ", ".join(f"{path} ({len(module)})" for path, module in lists) or "none"
+    sizes = {path: len(module) for path, module in lists if len(module)}
+    there = ", ".join(f"{path} ({sizes[path]})" for path in _outermost(list(sizes))) or "none"
     problem = "Several lists of modules" if outermost else "No list of modules"
     raise ModelError(
         f"{problem} in {type(model).__name__} could be its {count} decoder blocks; the lists are: {there}. "
         "Say which one with --blocks PATH (or the hook probekit_anatomy)."
     )
+
+
+def _outermost(paths: list[str]) -> list[str]:
+    return [path for path in paths if not any(path.startswith(other + ".") for other in paths)]
 
 
 def _find_norm(model: nn.Module, blocks_path: str, blocks: list[nn.Module], embedding: nn.Module) -> nn.Module | None:
@@ -138,6 +158,9 @@ def _find_norm(model: nn.Module, blocks_path: str, blocks: list[nn.Module], embe
         for name, module in module_at(model, parent_path).named_children()
         if module is not embedding and not isinstance(module, nn.ModuleList)
     }
+    # Some models normalise their embeddings with a sibling too; what runs before the blocks costs next to nothing.
+    for name, _ in _trace(model, siblings, until=blocks[0]):
+        siblings.pop(name, None)
     only_vectors = {
         name: module
         for name, module in siblings.items()
@@ -145,7 +168,7 @@ def _find_norm(model: nn.Module, blocks_path: str, blocks: list[nn.Module], embe
     }
     if len(only_vectors) == 1:
         return next(iter(only_vectors.values()))
-    # A norm without parameters, or a second norm beside the embedding: what runs after the last block decides.
+    # A norm without parameters, or none at all: what runs after the last block, and changes what it gets, decides.
     fired = _trace(model, {**siblings, "last block": blocks[-1]})
     names = [name for name, _ in fired]
     if "last block" not in names:
@@ -158,28 +181,62 @@ def _find_norm(model: nn.Module, blocks_path: str, blocks: list[nn.Module], embe
     return siblings[norms[0]] if norms else None
 
 
-def _trace(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Size | None]]:
-    """Which of these modules ran in one forward over two tokens, in order, with the shape of what they returned."""
+class _FarEnough(BaseException):
+    """Raised by our own hook to end a traced forward; not an Exception, so that nothing takes it for a failure."""
+
+
+def _trace(
+    model: nn.Module, modules: Mapping[str, nn.Module], until: nn.Module | None = None
+) -> list[tuple[str, torch.Size | None]]:
+    """Which of these modules ran in one forward over two tokens, in order, with the shape of what they returned, or
+    None if that is no tensor or just what they got. The forward ends where `until` begins.
+    """
     fired: list[tuple[str, torch.Size | None]] = []
 
     def note(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             first = output[0] if isinstance(output, tuple | list) and output else output
-            fired.append((name, first.shape if isinstance(first, torch.Tensor) else None))
+            unchanged = bool(inputs) and isinstance(inputs[0], torch.Tensor) and _same(inputs[0], first)
+            fired.append((name, first.shape if isinstance(first, torch.Tensor) and not unchanged else None))
 
         return hook
 
-    device = next(model.parameters()).device
-    tokens = torch.full((1, 2), neutral_token(model), device=device)
-    was_training = {module for module in model.modules() if module.training}
+    def end(_module: nn.Module, _inputs: Any) -> None:
+        raise _FarEnough
+
+    tokens = torch.full((1, 2), neutral_token(model), device=next(model.parameters()).device)
     handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    if until is not None:
+        handles.append(until.register_forward_pre_hook(end))
     try:
-        model.eval()
-        with torch.no_grad():
-            model(input_ids=tokens)
+        with _evaluating(model), torch.no_grad():
+            model(input_ids=tokens, **without_cache(model))
+    except _FarEnough:
+        pass
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} does not run on token ids alone "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); probekit reads causal language models."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
-        for module in was_training:
-            module.training = True
     return fired
+
+
+def _same(first: torch.Tensor, second: Any) -> bool:
+    return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -7,32 +7,21 @@ Every failure is one sentence that says whether the network, the name, the confi
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from safetensors import SafetensorError
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from probekit.errors import ModelError, UsageError
 from probekit.models.demo import DEMO_FOLDER
+from probekit.models.failures import in_sentences, quiet_libraries
+from probekit.models.quantization import check_reading_back, keep_quantized_weights, quantization_config
 from probekit.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -60,22 +49,24 @@ def load_model(spec: ModelSpec, plugins: Plugins | None = None) -> LoadedModel:
         facts: dict[str, Any] = {"source": "plugin"}
     else:
         source = _source(spec.name)
-        with _quiet_libraries(), _sentences(spec):
+        with quiet_libraries(), in_sentences(spec):
             config = AutoConfig.from_pretrained(
                 source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
             )
-            commit = getattr(config, "_commit_hash", None)
             if spec.depth is not None:
                 _cut(config, spec.depth)
             tokenizer, missing_tokenizer = _load_tokenizer(source, spec)
             model = _random_model(config, spec) if spec.weights == "random" else _pretrained_model(source, config, spec)
-        facts = _provenance(spec, source, commit)
+        facts = _provenance(spec, source)
         if missing_tokenizer:
             facts["tokenizer"] = missing_tokenizer
     if spec.device is not None and spec.device_map is None and spec.quantization is None:
         model = model.to(spec.device)
     model.eval()
     model.requires_grad_(False)
+    keep_quantized_weights(model)
+    if spec.quantization in ("nf4", "fp4"):
+        check_reading_back(model, spec)
     facts["architecture"] = type(model).__name__
     facts["dtype"] = str(getattr(model, "dtype", None) or next(model.parameters()).dtype).removeprefix("torch.")
     device_map = getattr(model, "hf_device_map", None)
@@ -107,6 +98,8 @@ def _source(name: str) -> str:
 def _check_devices(spec: ModelSpec) -> None:
     if spec.device is not None and spec.device_map is not None:
         raise UsageError("Both a device and a device map are given; give one of them.")
+    if spec.max_memory is not None and spec.device_map is None:
+        raise UsageError("The memory of each device is given, but no device map that shards; add --device-map auto.")
     if spec.device is None:
         return
     try:
@@ -126,12 +119,8 @@ def _dtype(name: str) -> torch.dtype | str:
 def _placement(spec: ModelSpec) -> dict[str, Any]:
     """The keyword arguments of from_pretrained() for precision and placement."""
     arguments: dict[str, Any] = {"dtype": _dtype(spec.dtype)}
-    if spec.quantization == "int8":
-        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    elif spec.quantization:
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=torch.float32
-        )
+    if spec.quantization is not None:
+        arguments["quantization_config"] = quantization_config(spec.quantization)
     if spec.device_map is not None:
         arguments["device_map"] = spec.device_map
         arguments["max_memory"] = spec.max_memory
@@ -184,7 +173,7 @@ def _random_model(config: Any, spec: ModelSpec) -> nn.Module:
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.weights_seed)
+        torch.default_generator.manual_seed(spec.weights_seed)  # not torch's own: that would seed every device
         model: nn.Module = AutoModelForCausalLM.from_config(
             config, dtype=dtype, trust_remote_code=spec.trust_remote_code
         )
@@ -214,22 +203,27 @@ def _cut(config: Any, depth: int) -> None:
 def _load_tokenizer(source: str, spec: ModelSpec) -> tuple[Any | None, str]:
     """The tokenizer, or None with the reason: prompts then have to be given as token ids."""
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer: Any = AutoTokenizer.from_pretrained(
             source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        ), ""
+        )
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of no files
+            return None, "none (it comes with no tokenizer files)"
+        return tokenizer, ""
     except Exception as error:  # the libraries behind the many tokenizer classes raise what they like
         if "trust_remote_code" in str(error):
             raise
         return None, f"none ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
 
 
-def _provenance(spec: ModelSpec, source: str, commit: str | None) -> dict[str, Any]:
+def _provenance(spec: ModelSpec, source: str) -> dict[str, Any]:
     if spec.weights == "random":
         return {"source": "random weights", "weights_seed": spec.weights_seed, "torch": torch.__version__}
     folder = Path(source)
     if folder.is_dir():
         return {"source": "demo" if folder == DEMO_FOLDER else "folder", "weights_sha256": weights_hash(folder)}
-    return {"source": "hub", "revision": commit or spec.revision}
+    # transformers does not say which commit it took, but what it took is in the cache now, in a folder named by it.
+    config = try_to_load_from_cache(source, "config.json", revision=spec.revision)
+    return {"source": "hub", "revision": Path(config).parent.name if isinstance(config, str) else spec.revision}
 
 
 def weights_hash(folder: Path) -> str:
@@ -240,83 +234,3 @@ def weights_hash(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Without the libraries' own bars and warnings while loading: what matters of them becomes an error here."""
-    quantizer = logging.getLogger("bitsandbytes")  # warns, on every CPU, of kernels that would have to be downloaded
-    level = quantizer.level
-    quantizer.setLevel(logging.ERROR)
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        quantizer.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _sentences(spec: ModelSpec) -> Iterator[None]:
-    """Turn what the libraries raise while loading into one sentence each."""
-    try:
-        yield
-    except (ModelError, UsageError, KeyboardInterrupt):
-        raise
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"Out of memory while loading '{spec.name}'; try --quantization int8, --dtype bfloat16, --device-map auto "
-            "or --depth."
-        ) from error
-    except Exception as error:
-        raise ModelError(_explain(spec, error)) from error
-
-
-def _explain(spec: ModelSpec, error: Exception) -> str:
-    name = spec.name
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(part, kinds) for part in causes)
-
-    text = " ".join(str(part) for part in causes)
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if "trust_remote_code" in text:
-        return f"'{name}' comes with its own model code, which is not run unless you allow it with --trust-remote-code."
-    if caused_by(GatedRepoError):
-        return f"'{name}' is a gated repository; ask for access on its page and log in with `hf auth login`."
-    if caused_by(RevisionNotFoundError):
-        return f"'{name}' has no revision '{spec.revision}' on the hub."
-    if caused_by(RepositoryNotFoundError, HFValidationError):
-        return f"There is no model '{name}': it is no folder here, and the hub has no repository of that name."
-    if caused_by(OfflineModeIsEnabled) or (caused_by(LocalEntryNotFoundError) and _offline()):
-        return f"'{name}' is no folder here and not in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)."
-    if caused_by(LocalEntryNotFoundError, ConnectionError, TimeoutError) or "couldn't connect" in text.lower():
-        return (
-            f"'{name}' is no folder here and not in the hub's cache, and the hub cannot be reached: check the network."
-        )
-    if caused_by(SafetensorError):
-        return f"The weights of '{name}' cannot be read (damaged or incomplete file): {first_line}"
-    if "no file named" in text or "does not appear to have a file" in text:
-        return f"'{name}' has a config but no weights that can be loaded; use --weights random for untrained ones."
-    if "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
-        return f"'{name}' is not a causal language model that this version of transformers knows: {first_line}"
-    if isinstance(error, RuntimeError) and ("size mismatch" in text or "mismatch" in text):
-        return f"The weights of '{name}' do not fit its config: {first_line}"
-    return f"'{name}' could not be loaded: {type(error).__name__}: {first_line}"
-
-
-def _offline() -> bool:
-    return any(
-        os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}
-        for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )

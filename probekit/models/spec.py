@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from probekit.errors import UsageError, nearest
+
+
+def _numbered(value: Any) -> Any:
+    """Devices known by their number, as accelerate wants it, where JSON, TOML or a command line could only say text."""
+
+    def number(part: Any) -> Any:
+        return int(part) if isinstance(part, str) and part.isdecimal() else part
+
+    return {number(key): number(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 class ModelSpec(BaseModel):
@@ -19,12 +30,31 @@ class ModelSpec(BaseModel):
     )
     quantization: Literal["int8", "nf4", "fp4"] | None = Field(None, description="Quantise with bitsandbytes.")
     device: str | None = Field(None, description="Put the whole model there: 'cpu', 'cuda', 'cuda:1', …")
-    device_map: str | dict[str, int | str] | None = Field(
+    device_map: Annotated[str | dict[str, int | str] | None, BeforeValidator(_numbered)] = Field(
         None, description="Shard over devices with accelerate: 'auto', 'balanced', 'sequential', or a map."
     )
-    max_memory: dict[int | str, int | str] | None = Field(None, description="Memory to use of each device.")
+    max_memory: Annotated[dict[int | str, int | str] | None, BeforeValidator(_numbered)] = Field(
+        None, description="Memory to use of each device that the device map shards over."
+    )
     weights: Literal["pretrained", "random"] = Field("pretrained", description="Trained weights, or untrained ones.")
     weights_seed: int = Field(0, ge=0, lt=2**63, description="Seed of random weights.")
     depth: int | None = Field(None, ge=1, description="Keep only the first blocks, by cutting the config.")
     blocks: str | None = Field(None, description="Module path of the decoder blocks, where structure is ambiguous.")
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
+
+
+def parse_spec(**values: Any) -> ModelSpec:
+    """A model spec from plain values. Raises UsageError with one sentence for an unknown field or a bad value."""
+    try:
+        return ModelSpec(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            known = list(ModelSpec.model_fields)
+            raise UsageError(
+                f"A model has no option '{field}'; its options are: {', '.join(known)}.{nearest(field, known)}"
+            ) from None
+        expected = first["msg"].removeprefix("Input should be ")
+        sentence = f"The model's '{field}' is {first['input']!r}; expected {expected[:1].lower() + expected[1:]}."
+        raise UsageError(sentence) from None

@@ -30,7 +30,10 @@ def token_strings(tokenizer: Any | None, ids: Sequence[int]) -> list[str]:
 
 
 def _token_string(tokenizer: Any, index: int) -> str:
-    piece = tokenizer.convert_ids_to_tokens(index) if index < len(tokenizer) else None
+    try:  # ids may have gaps, so the tokenizer's length says nothing; some raise for an id that they lack
+        piece = tokenizer.convert_ids_to_tokens(index)
+    except (LookupError, OverflowError, TypeError, ValueError):
+        piece = None
     if piece is None:
         return f"<{index}>"  # an embedding row that no token uses
     if "▁" in piece:  # SentencePiece: decoding a token alone would drop its leading space

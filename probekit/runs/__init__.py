@@ -2,7 +2,8 @@
 
 from probekit.runs.config import RunConfig, resolve
 from probekit.runs.directory import RunDirectory
-from probekit.runs.execute import Run, execute, run
+from probekit.runs.execute import execute, resume, run
+from probekit.runs.outcome import Run
 from probekit.runs.render import render
 
-__all__ = ["Run", "RunConfig", "RunDirectory", "execute", "render", "resolve", "run"]
+__all__ = ["Run", "RunConfig", "RunDirectory", "execute", "render", "resolve", "resume", "run"]

@@ -1,9 +1,10 @@
-"""The command line that makes a run again."""
+"""The command line that makes a run again, and how an option's value is written there."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import tomllib
 from typing import Any
 
 from probekit.models.spec import ModelSpec
@@ -25,7 +26,8 @@ def command_line(resolved: Resolved) -> str:
     for analysis, chosen in config.options.items():
         prefix = f"{analysis}." if len(config.plugins) > 1 else ""
         for key, value in chosen.items():
-            words += ["-o", f"{prefix}{key}={_plain(value)}"]
+            if value is not None:  # which TOML cannot say
+                words += ["-o", f"{prefix}{key}={option_text(value)}"]
     for prompt in config.prompts:
         words += ["--prompt", prompt]
     for ids in config.input_ids:
@@ -37,6 +39,30 @@ def command_line(resolved: Resolved) -> str:
     for name in config.block_plugins:
         words += ["--block-plugin", name]
     return shlex.join(words)
+
+
+def option_value(text: str) -> Any:
+    """A value in TOML (`50`, `true`, `[1, 2]`, `"a b"`), else the text itself."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    return parsed["value"] if set(parsed) == {"value"} else text
+
+
+def option_text(value: Any) -> str:
+    """The text that `option_value` reads as this value: a text itself unless it looks like another value."""
+    return value if isinstance(value, str) and option_value(value) == value else _toml(value)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):  # a TOML string has JSON's escapes, but takes no delete character
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(str(key))} = {_toml(part)}" for key, part in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _plain(value: Any) -> str:

@@ -6,10 +6,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from probekit.analysis import Options, parse_options
 from probekit.errors import UsageError, nearest
@@ -20,6 +20,22 @@ DEFAULT_PLUGIN = "gradient-inverter"
 DEFAULT_PROMPT = "The sky is blue."
 
 
+def _check_prompt(prompt: str) -> str:
+    if not prompt:
+        raise UsageError("A prompt is empty; give one with at least one token.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"The prompt {prompt!a} is not valid Unicode: half of a surrogate pair stands alone."
+        ) from None
+    return prompt
+
+
+def _by_name(model: Any) -> Any:
+    return {"name": model} if isinstance(model, str) else model
+
+
 class RunConfig(BaseModel):
     """Everything that decides what a run finds. `config.toml` in a run directory is one of these, and repeats the
     run.
@@ -27,10 +43,10 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: ModelSpec = ModelSpec()
+    model: Annotated[ModelSpec, BeforeValidator(_by_name)] = ModelSpec()
     plugins: list[str] = Field([DEFAULT_PLUGIN], min_length=1)
     options: dict[str, dict[str, Any]] = {}
-    prompts: list[str] = []
+    prompts: list[Annotated[str, AfterValidator(_check_prompt)]] = []
     input_ids: list[list[int]] = []
     special_tokens: bool = True
     seed: int = Field(0, ge=0, lt=2**63)
@@ -69,10 +85,12 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for layer, values in layers:
+        check_shape(values)
         for key, value in values.items():
-            if key == "model" and isinstance(value, Mapping):
-                merged.setdefault("model", {}).update(value)
-                sources.update({f"model.{part}": layer for part in value})
+            if key == "model":
+                given = dict(_by_name(value))
+                merged.setdefault("model", {}).update(given)
+                sources.update({f"model.{part}": layer for part in given})
             elif key != "options":
                 merged[key] = value
                 sources[key] = layer
@@ -84,13 +102,12 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -
             sources.pop(key, None)
     if not merged.get("prompts") and not merged.get("input_ids"):
         merged["prompts"] = [DEFAULT_PROMPT]
-    names = merged.get("plugins", [DEFAULT_PLUGIN])
-    names = list(dict.fromkeys(names)) if isinstance(names, list) else names
+    names = list(dict.fromkeys(merged.get("plugins", [DEFAULT_PLUGIN])))
     merged["plugins"] = names
-    analyses = {name: plugins.analysis(name) for name in names} if isinstance(names, list) else {}
+    analyses = {name: plugins.analysis(name) for name in names}
     merged["options"] = {}
     for layer, values in layers:
-        for name, chosen in _by_analysis(values.get("options", {}), list(analyses), plugins).items():
+        for name, chosen in _by_analysis(values.get("options", {}), names, plugins).items():
             merged["options"].setdefault(name, {}).update(chosen)
             sources.update({f"options.{name}.{key}": layer for key in chosen})
     try:
@@ -105,13 +122,23 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The values of a TOML configuration file. Raises UsageError if it cannot be read."""
+    """The values of a TOML configuration file. Raises UsageError if it cannot be read, or is no RunConfig's."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"The configuration '{path}' cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"The configuration '{path}' is not TOML: {error}.") from None
+    check_shape(values)
+    return values
+
+
+def check_shape(values: Mapping[str, Any]) -> None:
+    """Raise UsageError with one sentence unless each value but the options is one that RunConfig takes."""
+    try:
+        RunConfig.model_validate({key: value for key, value in values.items() if key != "options"})
+    except ValidationError as error:
+        raise UsageError(_sentence(error)) from None
 
 
 def _by_analysis(options: Any, names: list[str], plugins: Plugins) -> dict[str, dict[str, Any]]:

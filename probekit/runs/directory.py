@@ -6,9 +6,12 @@ Files are written under a temporary name and renamed, so that each is whole or a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +20,50 @@ from probekit.errors import UsageError
 SCHEMA = 1
 
 
+def encode_json(document: Any) -> bytes:
+    """A JSON file of a run: indented, ended by a newline, without NaN."""
+    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+
+
 class RunDirectory:
     """Paths and atomic writes below one folder."""
 
-    def __init__(self, path: Path, existed: bool = True) -> None:
+    def __init__(self, path: Path, existed: bool = True, made_parents: Sequence[Path] = ()) -> None:
         self.path = path
         self._existed = existed
+        self._made_parents = made_parents
 
     @classmethod
-    def create(cls, path: Path) -> RunDirectory:
-        """Make a new run directory. Raises UsageError if it exists (unless it is an empty folder) or cannot be
-        written.
+    def create(cls, path: Path, files: Mapping[str, bytes]) -> RunDirectory:
+        """Make a new run directory that holds these files from its first moment.
+
+        Raises UsageError if it exists (unless it is an empty folder) or cannot be written.
         """
         try:
             existed = path.exists()
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
+            if existed and any(path.iterdir()):
                 raise UsageError(
                     f"The output directory '{path}' exists and is not empty; choose another, or remove it."
                 )
-            directory = cls(path, existed)
-            directory.write("events.jsonl", b"")
-        except FileExistsError:
-            raise UsageError(f"The output '{path}' exists and is not a directory; choose another.") from None
+            made_parents = [parent for parent in path.parents if not parent.exists()]  # the nearest first
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = path if existed else Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            try:
+                directory = cls(made)
+                for name, content in files.items():
+                    directory.write(name, content)
+                if not existed:
+                    made.chmod(0o777 & ~_umask())
+                    made.rename(path)
+            except BaseException:
+                if not existed:
+                    shutil.rmtree(made, ignore_errors=True)
+                raise
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"The output '{path}' is not a directory that can be made; choose another.") from None
         except OSError as error:
             raise UsageError(f"The output directory '{path}' cannot be written: {error.strerror}.") from None
-        return directory
+        return cls(path, existed, made_parents)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -71,7 +92,7 @@ class RunDirectory:
             temporary.unlink(missing_ok=True)
 
     def write_json(self, name: str, document: Any) -> None:
-        self.write(name, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+        self.write(name, encode_json(document))
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the directory. Raises UsageError if it is missing, damaged, or of another schema."""
@@ -90,11 +111,30 @@ class RunDirectory:
         return document
 
     def append_event(self, event: dict[str, Any]) -> None:
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, allow_nan=False) + "\n")
+        """Add a line to the events, unless it is there: a resumed run says again what it had said before it ended."""
+        path, line = self.path / "events.jsonl", json.dumps(event, allow_nan=False)
+        if line not in path.read_text(encoding="utf-8").splitlines():
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def sweep(self) -> None:
+        """Remove the half-written files that a killed process left."""
+        for temporary in self.path.rglob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove what `create` made of a directory in which nothing has been found yet."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._existed:
-            self.path.mkdir(exist_ok=True)
+        """Remove what `create` made of a directory in which nothing has been found yet, and leave what was there."""
+        for path in [*self.path.iterdir()] if self._existed else [self.path]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        for parent in self._made_parents:
+            with contextlib.suppress(OSError):  # another run may have come to live there
+                parent.rmdir()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import shlex
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probekit.analysis import Context, Listener, Options, Result
+from probekit.analysis import Context, Listener, Result, site_expressions
 from probekit.analysis.context import Silent
-from probekit.errors import AnalysisError, ProbekitError, UsageError
+from probekit.errors import ProbekitError, UsageError
 from probekit.plugins import Plugins
-from probekit.report import Page
+from probekit.runs.carry_out import carry_out, explain
+from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES, FileStore, StopFlag
 from probekit.runs.command import command_line
-from probekit.runs.config import Resolved, resolve
-from probekit.runs.directory import SCHEMA, RunDirectory
+from probekit.runs.config import Resolved, read_config, resolve
+from probekit.runs.directory import SCHEMA, RunDirectory, encode_json
+from probekit.runs.outcome import Run
 from probekit.runs.prompts import encode_prompts
 from probekit.runs.render import render
 
 if TYPE_CHECKING:
-    from probekit.analysis import Analysis, Prompt
+    from probekit.analysis import Prompt
     from probekit.subject import Subject
 
 DEFAULT_FOLDER = Path("probekit-runs")
@@ -43,40 +46,6 @@ PACKAGES = (
 )
 
 
-@dataclass
-class Run:
-    """What a run came to: its directory, its status (`done`, `failed`, `interrupted`), the results and the failures."""
-
-    path: Path
-    status: str = "running"
-    results: dict[str, Result] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def report_path(self) -> Path:
-        """The report, one HTML file."""
-        return self.path / "report.html"
-
-    @property
-    def result(self) -> Result:
-        """The result, where there is one analysis. Raises AnalysisError with its sentence if it failed."""
-        for name, sentence in self.failures.items():
-            raise AnalysisError(f"{name}: {sentence}")
-        if len(self.results) != 1:
-            raise UsageError(
-                f"The run has {len(self.results)} results ({', '.join(self.results)}); choose one of `results`."
-            )
-        return next(iter(self.results.values()))
-
-    def document(self) -> dict[str, Any]:
-        """The JSON document that `probekit run --json` prints."""
-        analyses: dict[str, Any] = {
-            name: {"status": "done", "metrics": result.metrics} for name, result in self.results.items()
-        }
-        analyses |= {name: {"status": "failed", "error": text, "metrics": {}} for name, text in self.failures.items()}
-        return {"run": str(self.path), "report": str(self.report_path), "status": self.status, "analyses": analyses}
-
-
 class _Recorder:
     """Passes progress on, and keeps messages in the run's events."""
 
@@ -91,11 +60,15 @@ class _Recorder:
         self._directory.append_event({"event": "message", "text": text})
         self._listener.message(text)
 
+    def show(self, text: str) -> None:
+        """A message for now, not for the record."""
+        self._listener.message(text)
+
 
 def run(
-    model: str | Mapping[str, Any] = "demo",
-    plugins: Sequence[str] = ("gradient-inverter",),
-    prompts: Sequence[str] = (),
+    model: str | os.PathLike[str] | Mapping[str, Any] = "demo",
+    plugins: str | Sequence[str] = ("gradient-inverter",),
+    prompts: str | Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     *,
@@ -112,8 +85,8 @@ def run(
     `failures`, and the others still run. Raises UsageError, PluginError or ModelError with one sentence.
     """
     values: dict[str, Any] = {
-        "model": {"name": model} if isinstance(model, str) else dict(model),
-        "plugins": list(plugins),
+        "model": os.fspath(model) if isinstance(model, os.PathLike) else model,
+        "plugins": [plugins] if isinstance(plugins, str) else list(plugins),
         "options": dict(options or {}),
         "seed": seed,
         "special_tokens": special_tokens,
@@ -133,17 +106,13 @@ def execute(
     output: Path | None = None,
     listener: Listener | None = None,
     argv: Sequence[str] = (),
+    seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
 ) -> Run:
-    """Carry out a resolved configuration.
+    """Carry out a resolved configuration in a new run directory.
 
     Until the model and the prompts are there, nothing is left behind by a failure; from then on nothing is lost. Raises
-    KeyboardInterrupt after an interrupted run has been written down.
+    KeyboardInterrupt after an interrupted run has been written down; `resume` goes on with it.
     """
-    from probekit.subject import load_spec
-
-    config = resolved.config
-    directory = RunDirectory.create(output or _default_output(resolved))
-    recorder = _Recorder(directory, listener or Silent())
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "running",
@@ -151,109 +120,147 @@ def execute(
         "argv": list(argv),
         **resolved.document(),
         "versions": _versions(plugins),
+        "analyses": {name: {"status": "waiting"} for name in resolved.analyses},
     }
-    timings: dict[str, Any] = {"started": datetime.now().astimezone().isoformat(timespec="seconds"), "analyses": {}}
+    files = {
+        "events.jsonl": b"",
+        "config.toml": resolved.config.to_toml().encode(),
+        "timings.json": encode_json({"started": _now(), "analyses": {}}),
+        "run.json": encode_json(manifest),
+    }
+    directory = RunDirectory.create(output or _default_output(resolved), files)
+    recorder = _Recorder(directory, listener or Silent())
     try:
-        directory.write_json("run.json", manifest)
-        directory.write("config.toml", config.to_toml().encode())
-        for sentence in plugins.notify(
-            "probekit_run_started", directory=directory.path, configuration=manifest["configuration"]
-        ):
-            recorder.message(sentence)
-        began = time.perf_counter()
-        subject = load_spec(config.model, plugins)
-        prompts = encode_prompts(subject, config)
-        timings["load"] = time.perf_counter() - began
+        loaded = _load(directory, manifest, resolved, plugins, recorder)
     except BaseException:
         directory.discard()
         raise
+    return _analyse(directory, manifest, resolved, plugins, recorder, loaded, seconds_between_saves)
+
+
+def resume(
+    path: Path,
+    plugins: Plugins,
+    listener: Listener | None = None,
+    seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
+) -> Run:
+    """Go on with a run that was interrupted or killed, or try the failed analyses of one again.
+
+    What it ends with is byte for byte what an uninterrupted run would have written, times apart. Raises UsageError if
+    there is nothing to resume, or if packages or weights have changed since.
+    """
+    directory = RunDirectory.open(path)
+    manifest = directory.read_json("run.json")
+    if manifest["status"] == "done":
+        raise UsageError(f"The run '{path}' is done; there is nothing to resume.")
+    resolved = resolve([("config.toml", read_config(path / "config.toml"))], plugins)
+    now = _versions(plugins)
+    changed = [
+        f"{name} ({was} then, {now.get(name)} now)"
+        for name, was in manifest["versions"].items()
+        if now.get(name) != was
+    ]
+    if changed:
+        raise UsageError(f"The run '{path}' was begun with other packages: {', '.join(changed)}; start it anew.")
+    directory.sweep()
+    recorder = _Recorder(directory, listener or Silent())
+    loaded = _load(directory, manifest, resolved, plugins, recorder)
+    return _analyse(directory, manifest, resolved, plugins, recorder, loaded, seconds_between_saves)
+
+
+def _load(
+    directory: RunDirectory, manifest: dict[str, Any], resolved: Resolved, plugins: Plugins, recorder: _Recorder
+) -> tuple[Subject, list[Prompt]]:
+    """The model and the prompts, checked, and what is known of them written into the manifest."""
+    from probekit.subject import load_spec
+
+    timings = directory.read_json("timings.json")
+    if "load" in timings:
+        timings.setdefault("resumed", []).append(_now())
+    configuration = manifest["configuration"]
+    for sentence in plugins.notify("probekit_run_started", directory=directory.path, configuration=configuration):
+        recorder.message(sentence)
+    began = time.perf_counter()
+    model = resolved.config.model
+    subject = load_spec(model, plugins)
+    prompts = encode_prompts(subject, resolved.config)
+    for options in resolved.options.values():
+        for expression in site_expressions(options):
+            subject.expand_sites(expression)
+    timings["load"] = timings.get("load", 0.0) + time.perf_counter() - began
+    if manifest.get("model", subject.facts) != subject.facts:
+        raise UsageError(f"The model '{model.name}' is not the one that the run was begun with; start it anew.")
     manifest["model"] = subject.facts
     manifest["prompts"] = [{"text": prompt.text, "tokens": prompt.tokens} for prompt in prompts]
-    manifest["analyses"] = {name: {"status": "waiting"} for name in resolved.analyses}
+    directory.write_json("timings.json", timings)
+    return subject, prompts
+
+
+def _analyse(
+    directory: RunDirectory,
+    manifest: dict[str, Any],
+    resolved: Resolved,
+    plugins: Plugins,
+    recorder: _Recorder,
+    loaded: tuple[Subject, list[Prompt]],
+    seconds_between_saves: float,
+) -> Run:
+    """Every analysis that is not done yet, then the report."""
+    subject, prompts = loaded
+    timings = directory.read_json("timings.json")
+    manifest["status"] = "running"
     outcome = Run(directory.path)
+    stop = StopFlag()
     interrupted = False
-    for name, analysis in resolved.analyses.items():
-        directory.write_json("run.json", manifest)
-        began = time.perf_counter()
-        try:
-            outcome.results[name] = _carry_out(
-                analysis, resolved.options[name], subject, prompts, directory, Context(config.seed, name, recorder)
-            )
-            manifest["analyses"][name] = {"status": "done"}
-        except KeyboardInterrupt:
-            interrupted = True
-            manifest["analyses"][name] = {"status": "interrupted"}
-            break
-        except Exception as error:
-            sentence = _explain(error)
-            outcome.failures[name] = sentence
-            manifest["analyses"][name] = {"status": "failed", "error": sentence}
-            if not isinstance(error, ProbekitError):
-                directory.write(
-                    f"analyses/{name}/traceback.txt", traceback.format_exc().encode(errors="backslashreplace")
+    with stop.on_interrupt(recorder.show):
+        for name, analysis in resolved.analyses.items():
+            if (directory.analysis(name) / "DONE").is_file():
+                outcome.results[name] = Result.read(directory.analysis(name))
+                manifest["analyses"][name] = {"status": "done"}
+                continue
+            directory.write_json("run.json", manifest)
+            store = FileStore(directory, name, stop, seconds_between_saves)
+            began = time.perf_counter()
+            try:
+                outcome.results[name] = carry_out(
+                    analysis,
+                    resolved.options[name],
+                    subject,
+                    prompts,
+                    directory,
+                    Context(resolved.config.seed, name, recorder, store),
                 )
-                recorder.message(f"The traceback is in {directory.analysis(name) / 'traceback.txt'}")
-        finally:
-            timings["analyses"][name] = time.perf_counter() - began
+                manifest["analyses"][name] = {"status": "done"}
+                store.clear()
+            except KeyboardInterrupt:
+                interrupted = True
+                manifest["analyses"][name] = {"status": "interrupted"}
+                break
+            except (Exception, SystemExit) as error:  # a plugin may call sys.exit()
+                sentence = explain(error)
+                outcome.failures[name] = sentence
+                manifest["analyses"][name] = {"status": "failed", "error": sentence}
+                if not isinstance(error, ProbekitError):
+                    trace = f"analyses/{name}/traceback.txt"
+                    directory.write(trace, traceback.format_exc().encode(errors="backslashreplace"))
+                    recorder.message(f"The traceback of {name} is in {trace}.")
+            finally:
+                timings["analyses"][name] = timings["analyses"].get(name, 0.0) + time.perf_counter() - began
+                directory.write_json("timings.json", timings)
     outcome.status = "interrupted" if interrupted else "failed" if outcome.failures else "done"
     manifest["status"] = outcome.status
-    directory.write_json("timings.json", timings)
-    directory.write_json("run.json", manifest)
-    render(directory)
+    render(directory, manifest)
+    directory.write_json("run.json", manifest)  # last: until here the run is marked unfinished, and can be resumed
     for sentence in plugins.notify("probekit_run_finished", directory=directory.path, status=outcome.status):
         recorder.message(sentence)
     if interrupted:
+        recorder.show(f"Interrupted; go on with: probekit run --resume {shlex.quote(str(directory.path))}")
         raise KeyboardInterrupt
     return outcome
 
 
-def _carry_out(
-    analysis: type[Analysis[Any]],
-    options: Options,
-    subject: Subject,
-    prompts: Sequence[Prompt],
-    directory: RunDirectory,
-    context: Context,
-) -> Result:
-    """Run one analysis, save its result, and draw its page from what was saved."""
-    import torch
-
-    folder = f"analyses/{analysis.name}"
-    instance = analysis(options, context)
-    # A plugin may draw from the global generator: seeded for it, and the caller's given back.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(context.seed)
-        result = instance.run(subject, prompts)
-    if not isinstance(result, Result):
-        raise AnalysisError(f"The analysis returned a {type(result).__name__}; expected a probekit.Result.")
-    directory.write_json(f"{folder}/options.json", options.model_dump(mode="json"))
-    for file, content in result.encode().items():
-        directory.write(f"{folder}/{file}", content)
-    saved = Result.read(directory.analysis(analysis.name))
-    page = Page(analysis.name)
-    if saved.finding:
-        page.finding(saved.finding)
-    instance.report(saved, page)
-    for note in saved.notes:
-        page.note(note)
-    directory.write_json(f"{folder}/page.json", page.to_json())
-    directory.write(f"{folder}/DONE", b"")
-    return saved
-
-
-def _explain(error: Exception) -> str:
-    """One sentence for what ended an analysis."""
-    import torch
-
-    if isinstance(error, ProbekitError):
-        return str(error)
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    if memory:
-        return (
-            "Out of memory. Fewer restarts (-o restarts=…), a shorter prompt, an earlier site, or a smaller precision "
-            "(--dtype bfloat16, --quantization int8) needs less."
-        )
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def _default_output(resolved: Resolved) -> Path:

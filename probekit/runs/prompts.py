@@ -24,7 +24,7 @@ def read_prompts(path: Path) -> dict[str, list[Any]]:
     at fault.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # U+2028 and the like part no prompts
     except OSError as error:
         raise UsageError(f"The prompts file '{path}' cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:

@@ -9,12 +9,12 @@ from probekit.report import Document, Page, render_html, render_markdown
 from probekit.runs.directory import RunDirectory
 
 
-def render(directory: RunDirectory) -> None:
-    """Write `report.html` and `summary.md` from `run.json` and the pages of the analyses.
+def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> None:
+    """Write `report.html` and `summary.md` from `run.json`, or the manifest that will be it, and the analyses' pages.
 
     Raises UsageError if the directory is damaged or of another version.
     """
-    manifest = directory.read_json("run.json")
+    manifest = manifest or directory.read_json("run.json")
     try:
         document = _document(directory, manifest)
     except (KeyError, TypeError, AttributeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import probekit
 from probekit_plugins.gradient_inverter import GradientInverter, GradientInverterOptions
-from probekit_plugins.gradient_inverter.inversion import invert, rate_at
+from probekit_plugins.gradient_inverter.inversion import Inversion
+from probekit_plugins.gradient_inverter.optimizers import rate_at
 
 IDS = [5, 17, 2, 40]
 
@@ -33,6 +36,10 @@ def inverted(subject: probekit.Subject, prompt: probekit.Prompt, seed: int = 0, 
     return analysis.run(subject, [prompt])
 
 
+def inversion(subject: probekit.Subject, prompts: list[probekit.Prompt], site: str, **options: object) -> Inversion:
+    return Inversion(subject, prompts, site, None, GradientInverterOptions(**options), probekit.Context())  # type: ignore[arg-type]
+
+
 def test_every_token_of_an_untrained_model_comes_back(subject: probekit.Subject, prompt: probekit.Prompt) -> None:
     result = inverted(subject, prompt, sites="blocks", steps=200, restarts=4)
     for site in ("block.0", "block.1"):
@@ -51,12 +58,20 @@ def test_the_source_pages_own_settings_recover_an_untrained_block(
 
 def test_one_step_is_the_formula(subject: probekit.Subject, prompt: probekit.Prompt) -> None:
     """`e_1 = e_0 − η ∇‖O(e_0) − t‖₁`, by an independent computation with the model called on `inputs_embeds`."""
-    options = GradientInverterOptions(optimizer="descent", learning_rate=0.01, steps=1, restarts=3, schedule="constant")
-    found = invert(subject, prompt, "block.1", options, probekit.Context(), "x")
-
-    generator = probekit.Context().generator("x")
-    sigma = float(subject.embedding_matrix.std())
-    e0 = (sigma * torch.randn(3, len(IDS), subject.width, generator=generator)).requires_grad_(True)
+    found = inversion(
+        subject,
+        [prompt],
+        "block.1",
+        optimizer="descent",
+        learning_rate=0.01,
+        steps=1,
+        restarts=3,
+        schedule="constant",
+        record_every=1,
+    )
+    descent = found.descend()
+    e0 = found.starts().requires_grad_(True)
+    assert float(e0.detach().std()) == pytest.approx(float(subject.embedding_matrix.std()), rel=0.15)
     model = subject.model
 
     def output(embeddings: torch.Tensor) -> torch.Tensor:
@@ -69,8 +84,9 @@ def test_one_step_is_the_formula(subject: probekit.Subject, prompt: probekit.Pro
     target = output(subject.embed(prompt.input_ids)).detach()
     loss = (output(e0) - target).abs().sum()
     (gradient,) = torch.autograd.grad(loss, e0)
-    assert torch.allclose(found.embeddings, (e0 - 0.01 * gradient).detach(), atol=1e-6)
-    assert torch.allclose(found.losses[0].sum(), loss.detach(), rtol=1e-5)
+    assert torch.equal(descent.recorded[0], e0.detach())
+    assert torch.allclose(descent.recorded[-1], (e0 - 0.01 * gradient).detach(), atol=1e-6)
+    assert torch.allclose(descent.losses[0].sum(), loss.detach(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -83,20 +99,84 @@ def test_schedules_fall_from_the_rate_to_a_tenth(schedule: str, middle: float) -
     assert rate_at(100, 2.0, options) == pytest.approx(2.0 if schedule == "constant" else 0.2)
 
 
-def test_a_restart_in_a_batch_is_the_restart_alone(subject: probekit.Subject, prompt: probekit.Prompt) -> None:
-    """Restarts share nothing: the second of four goes the same way when the others are not there."""
-    options = GradientInverterOptions(steps=30, restarts=4)
-    together = invert(subject, prompt, "block.1", options, probekit.Context(), "x")
-    start = probekit.Context().generator("x")
-    noise = torch.randn(4, len(IDS), subject.width, generator=start)[1:2] * subject.embedding_matrix.std()
+@pytest.mark.parametrize("optimizer", ["adam", "descent"])
+def test_a_row_of_a_batch_is_the_row_alone(subject: probekit.Subject, optimizer: str) -> None:
+    """Rows share nothing: prompts of two lengths × three restarts together, and one row at a time."""
+    prompts = [probekit.Prompt("", subject.check_ids(ids), subject.tokens(ids)) for ids in (IDS, [9, 33])]
+    chosen: dict[str, object] = {"steps": 12, "restarts": 3, "optimizer": optimizer, "learning_rate": 0.01}
+    together = inversion(subject, prompts, "block.1", **chosen).descend()
+    alone = inversion(subject, prompts, "block.1", **chosen, rows_at_once=1).descend()
+    assert together.losses.shape == alone.losses.shape == (13, 6)
+    assert torch.allclose(together.losses, alone.losses, rtol=1e-4)
+    assert torch.allclose(together.recorded, alone.recorded, atol=1e-5)
 
-    from probekit_plugins.gradient_inverter.inversion import _loss, descend
 
-    layer_map = subject.layer_map("block.1")
-    target = layer_map(subject.embed(prompt.input_ids)).detach()
-    rate = float(subject.embedding_matrix.std()) / 4
-    _, _, alone = descend(_loss(layer_map, target, "l1"), noise, rate, options, probekit.Context(), "x")
-    assert torch.allclose(together.embeddings[1:2], alone, atol=1e-5)
+@pytest.mark.parametrize("optimizer", ["adam", "descent", "lbfgs"])
+def test_no_row_hears_of_another(
+    subject: probekit.Subject, prompt: probekit.Prompt, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another start for one row, and the others keep their bits: through line searches and histories too."""
+    one = inversion(subject, [prompt], "block.1", steps=15, restarts=4, optimizer=optimizer)
+    other = inversion(subject, [prompt], "block.1", steps=15, restarts=4, optimizer=optimizer)
+    starts = other.starts()
+    starts[2] *= -3
+    monkeypatch.setattr(other, "starts", lambda: starts)
+    first, second = one.descend().recorded[-1], other.descend().recorded[-1]
+    assert not torch.equal(first[2], second[2])
+    for row in (0, 1, 3):
+        assert torch.equal(first[row], second[row])
+
+
+def test_a_prompt_goes_the_same_way_whatever_stands_beside_it(subject: probekit.Subject) -> None:
+    prompts = [probekit.Prompt("", subject.check_ids(ids), subject.tokens(ids)) for ids in ([9, 33], IDS)]
+    beside = inversion(subject, prompts, "block.1", steps=12, restarts=3).descend()
+    alone = inversion(subject, prompts[:1], "block.1", steps=12, restarts=3).descend()
+    assert torch.allclose(beside.losses[:, :3], alone.losses, rtol=1e-4)
+
+
+def test_out_of_memory_halves_the_batch(
+    subject: probekit.Subject, prompt: probekit.Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = inversion(subject, [prompt], "block.0", steps=5, restarts=8).descend()
+    descend_rows = Inversion.descend_rows
+    tried = []
+
+    def small(self: Inversion, chosen: slice, key: str) -> object:
+        tried.append(chosen.stop - chosen.start)
+        if tried[-1] > 3:
+            raise torch.OutOfMemoryError("on purpose")
+        return descend_rows(self, chosen, key)
+
+    monkeypatch.setattr(Inversion, "descend_rows", small)
+    split = inversion(subject, [prompt], "block.0", steps=5, restarts=8).descend()
+    assert tried == [8, 4, 2, 2, 2, 2]
+    assert torch.allclose(split.losses, whole.losses, rtol=1e-4)
+
+
+def test_another_runtime_error_is_not_taken_for_memory(
+    subject: probekit.Subject, prompt: probekit.Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Inversion, "descend_rows", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        inversion(subject, [prompt], "block.0", restarts=8).descend()
+
+
+def test_lbfgs_finds_the_least_of_a_quadratic_for_each_row() -> None:
+    """Four rows with curvatures from 1 to 10⁴: each comes down by itself, far faster than descent could."""
+    from probekit_plugins.gradient_inverter.optimizers import BatchedLBFGS
+
+    generator = torch.Generator().manual_seed(0)
+    curvature = torch.logspace(0, 4, 12).expand(4, 12) * torch.tensor([[1.0], [2.0], [0.1], [30.0]])
+    least = torch.randn(4, 12, generator=generator)
+    x = torch.zeros(4, 12)
+    optimizer = BatchedLBFGS(x, lambda values: (curvature * (values - least).square()).sum(1), None)
+    first = optimizer.step(1.0)
+    losses = [optimizer.step(1.0) for _ in range(120)]
+    assert bool((losses[-1] < 1e-6 * first).all())
+    assert all(bool((later <= earlier + 1e-6).all()) for earlier, later in pairwise(losses))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
@@ -124,9 +204,8 @@ def test_a_start_at_the_answer_is_exact_from_the_first_step(subject: probekit.Su
 
 @pytest.mark.parametrize("head", ["none", "model", "without-norm"])
 def test_sites_with_and_without_head(subject: probekit.Subject, prompt: probekit.Prompt, head: str) -> None:
-    """The loss is measured where it is said to be: m by an independent computation of the same truncated model."""
-    options = GradientInverterOptions(steps=1, restarts=64, head=head, target_share=1.0, noise_share=0.0)  # type: ignore[arg-type]
-    found = invert(subject, prompt, "block.0", options, probekit.Context(), "x")
+    """The loss is measured where it is said to be: by an independent computation of the same truncated model."""
+    found = inversion(subject, [prompt], "block.0", restarts=4, head=head)
     model = subject.model
 
     def output(embeddings: torch.Tensor) -> torch.Tensor:
@@ -136,12 +215,121 @@ def test_sites_with_and_without_head(subject: probekit.Subject, prompt: probekit
             states = model.transformer.ln_f(states)
         return states if head == "none" else model.lm_head(states)
 
+    shifted, losses = found.shifted_losses(0.05)
     e = subject.embed(prompt.input_ids)
-    generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
-        shifted = output(e + 0.05 * torch.randn(64, *e.shape[1:], generator=generator)) - output(e)
-    expected = shifted.abs().sum((1, 2)).mean()
-    assert float(found.shifted_losses.mean()) == pytest.approx(float(expected), rel=0.1)
+        expected = (output(shifted) - output(e)).abs().sum((1, 2))
+    assert torch.allclose(losses, expected, rtol=1e-4)
+    assert float((shifted - e).std()) == pytest.approx(0.05, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("loss", "formula"),
+    [
+        ("l1", lambda o, t: (o - t).abs().sum()),
+        ("l2", lambda o, t: (o - t).square().sum().sqrt()),
+        ("cosine", lambda o, t: 1 - (o * t).sum() / (o.norm() * t.norm())),
+        ("mixed", lambda o, t: 0.3 * (1 - (o * t).sum() / (o.norm() * t.norm())) + 2 * (o - t).abs().sum()),
+    ],
+)
+@pytest.mark.parametrize("positions", ["all", [0, -1]])
+def test_each_loss_is_its_formula_over_the_positions_matched(
+    subject: probekit.Subject,
+    prompt: probekit.Prompt,
+    loss: str,
+    formula: Callable[..., torch.Tensor],
+    positions: object,
+) -> None:
+    found = inversion(
+        subject, [prompt], "block.1", restarts=3, loss=loss, alpha=0.3, beta=2.0, target_positions=positions
+    )
+    layer_map = subject.layer_map("block.1")
+    chosen = list(range(len(IDS))) if positions == "all" else [0, len(IDS) - 1]
+    with torch.no_grad():
+        target = layer_map(subject.embed(prompt.input_ids))[0, chosen].double()
+        starts = found.starts()
+        losses = found.objective(starts)
+        for row, value in zip(layer_map(starts)[:, chosen].double(), losses, strict=True):
+            assert float(value) == pytest.approx(float(formula(row, target)), rel=1e-4)
+
+
+def test_only_the_last_position_is_matched_and_only_what_it_sees_is_found(subject: probekit.Subject) -> None:
+    prompt = probekit.Prompt("", subject.check_ids(IDS), subject.tokens(IDS))
+    result = inverted(subject, prompt, target_positions=[0], steps=200, restarts=2)
+    right = result.tensors["0/block.0/right"]
+    assert float(right[0]) == 1.0, "the first position's activation says the first token"
+    assert float(right[1:].mean()) < 1.0, "and nothing of what follows"
+
+
+@pytest.mark.parametrize("space", ["embedding", "vocabulary-linear", "vocabulary-softmax"])
+def test_every_input_space_recovers_an_untrained_block(
+    subject: probekit.Subject, prompt: probekit.Prompt, space: str
+) -> None:
+    result = inverted(subject, prompt, input_space=space, steps=400, restarts=2)
+    assert result.metrics["block.0/token_accuracy_max"] == 1.0
+
+
+def test_a_restricted_vocabulary_is_all_that_is_found(subject: probekit.Subject, prompt: probekit.Prompt) -> None:
+    result = inverted(subject, prompt, vocabulary=[1, 5, 17, 8, 9], steps=30, top_k=5)
+    found = {index for sequence in result.sequences["recovered"] for index in sequence.ids}
+    assert found == {1, 5, 17, 8, 9}
+    with pytest.raises(probekit.UsageError, match="from 0 to 59"):
+        inverted(subject, prompt, vocabulary=[1, 60])
+
+
+@pytest.mark.parametrize("space", ["vocabulary-linear", "vocabulary-softmax"])
+def test_a_restricted_vocabulary_in_vocabulary_space(
+    subject: probekit.Subject, prompt: probekit.Prompt, space: str
+) -> None:
+    result = inverted(subject, prompt, vocabulary=[*IDS, 1, 9], input_space=space, steps=200, restarts=2, top_k=3)
+    assert result.metrics["block.0/token_accuracy_max"] == 1.0
+
+
+def test_the_embedding_box_holds_every_recorded_embedding(subject: probekit.Subject, prompt: probekit.Prompt) -> None:
+    result = inverted(subject, prompt, embedding_box=True, start_sigma=1.0, steps=20, restarts=3)
+    low, high = subject.embedding_matrix.amin(0), subject.embedding_matrix.amax(0)
+    final = result.tensors["0/block.0/embeddings"]
+    assert bool(((final >= low) & (final <= high)).all())
+
+
+def test_the_pull_draws_towards_the_nearest_embedding(subject: probekit.Subject, prompt: probekit.Prompt) -> None:
+    def distance(pull: float) -> float:
+        final = inverted(subject, prompt, nearest_pull=pull, steps=8).tensors["0/block.0/embeddings"]
+        return float(torch.cdist(final.flatten(0, 1), subject.embedding_matrix).amin(1).mean())
+
+    assert distance(1000.0) < 0.7 * distance(0.0)
+
+
+def test_the_pull_is_the_gradient_of_its_formula(subject: probekit.Subject, prompt: probekit.Prompt) -> None:
+    found = inversion(subject, [prompt], "block.0", nearest_pull=0.7, restarts=2)
+    x = found.starts().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(found.space.prior(x).sum(), x)
+    W = subject.embedding_matrix
+    nearest = W[torch.cdist(x.detach(), W[None]).argmin(-1)]
+    assert torch.allclose(gradient, 2 * 0.7 * (x.detach() - nearest), atol=1e-6)
+
+
+def test_each_shift_has_its_row(subject: probekit.Subject, prompt: probekit.Prompt) -> None:
+    result = inverted(subject, prompt, shift_sigma=[0.05, 0.04, 0.01], steps=5)
+    medians = [float(row["m_median"] or 0) for row in result.tables["shifts"]]
+    assert [row["sigma"] for row in result.tables["shifts"]] == [0.05, 0.04, 0.01]
+    assert medians[0] / medians[2] == pytest.approx(5, rel=0.2), "for small shifts m grows with σ"
+    assert all(row["shifted_loss"] == medians[0] for row in result.tables["restarts"])
+
+
+def test_next_tokens_are_the_whole_models(subject: probekit.Subject, prompt: probekit.Prompt) -> None:
+    result = inverted(subject, prompt, steps=1, restarts=4)
+    with torch.no_grad():
+        wanted = subject.model(input_ids=prompt.input_ids).logits[0, -1].argmax()
+        for row in result.tables["restarts"]:
+            ids = next(
+                s.ids
+                for s in result.sequences["recovered"]
+                if s.labels["restart"] == row["restart"] and not s.labels["rank"]
+            )
+            found = subject.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()
+            assert row["next_token_of_tokens"] == bool(found == wanted)
+    assert inverted(subject, prompt, steps=1, next_token=False).metrics["block.0/next_token_rate"] is None
 
 
 def test_logits_are_a_site(subject: probekit.Subject, prompt: probekit.Prompt) -> None:

@@ -7,9 +7,9 @@ tokens. Source: Sentence Representation with Language Models, equations 2 to 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 import probekit
 
@@ -17,32 +17,36 @@ if TYPE_CHECKING:
     from probekit import Page, Prompt, Result, Subject
 
 
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, int | float) else value
+
+
 class GradientInverterOptions(probekit.Options):
     """Options of the gradient inverter.
 
     The defaults recover well on trained models; the source page's own settings are `optimizer = "descent"`,
-    `learning_rate = 0.2` and `start_mean = 0.5, start_sigma = 0.05` in its text, `start_sigma = 1` in its author's
-    code.
+    `learning_rate = 0.2`, `decoder = "pseudo-inverse"`, and `start_mean = 0.5, start_sigma = 0.05` in its text,
+    `start_sigma = 1` in its author's code.
     """
 
-    sites: probekit.Sites = Field(
-        "block.0", description="Sites to invert, each on its own: 'block.3', 'blocks', 'logits', …"
-    )
+    sites: probekit.Sites = Field("block.0", description="Sites to invert, each on its own: 'block.3', 'blocks', …")
     head: Literal["none", "model", "without-norm"] = Field(
-        "none",
-        description="Put the model's head on the site: with its final norm, or without it as on the source page.",
+        "none", description="Put the model's head on the site: with its final norm, or without as on the source page."
     )
-    loss: Literal["l1", "l2"] = Field("l1", description="Norm of O(e) − t that is minimised.")
-    optimizer: Literal["adam", "descent"] = Field(
-        "adam", description="Adam, or gradient descent as on the source page."
+    loss: Literal["l1", "l2", "cosine", "mixed"] = Field(
+        "l1", description="Distance of O(e) from t that is minimised; 'mixed' is α(1 − cos φ) + β·L1."
+    )
+    alpha: float = Field(1.0, ge=0, description="α of the mixed loss.")
+    beta: float = Field(1.0, ge=0, description="β of the mixed loss.")
+    optimizer: Literal["adam", "descent", "lbfgs"] = Field(
+        "adam",
+        description="Adam, gradient descent as on the source page, or L-BFGS with a line search for each restart.",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="How the learning rate falls, η → η/10 (linear, cosine), or stays."
     )
     learning_rate: float | None = Field(
-        None,
-        gt=0,
-        description="η at the start; unset: a quarter of the embedding matrix's σ for Adam, 0.2 for descent.",
+        None, gt=0, description="η at the start; unset: a quarter of the start's σ for Adam, 0.2 descent, 1 L-BFGS."
     )
     steps: int = Field(500, ge=1, description="N, the number of steps.")
     restarts: int = Field(8, ge=1, description="Independent random starts, computed as one batch.")
@@ -52,21 +56,39 @@ class GradientInverterOptions(probekit.Options):
     )
     noise_share: float = Field(1.0, description="s in the start s·noise + t·e*.")
     target_share: float = Field(0.0, description="t in the start s·noise + t·e*; 0 starts without the answer.")
-    shift_sigma: float = Field(
-        0.05, gt=0, description="σ of the shifted input e′ = e* + N(0, σ) that m is measured with."
+    input_space: Literal["embedding", "vocabulary-linear", "vocabulary-softmax"] = Field(
+        "embedding",
+        description="What is optimised: e itself, x in e = xW, or x in e = softmax(x)W, with x as wide as V.",
+    )
+    vocabulary: list[int] | Literal["all", "prompts"] = Field(
+        "all", description="Tokens that may be found: all, a list of ids, or those of the run's prompts (a control)."
+    )
+    target_positions: list[int] | Literal["all"] = Field(
+        "all", description="Positions whose activation is matched, from 0, or negative from the end."
+    )
+    nearest_pull: float = Field(0.0, ge=0, description="Weight of the prior Σ‖e − nearest row of W‖² in the gradient.")
+    embedding_box: bool = Field(False, description="Keep e within the least and the greatest entry of W, by dimension.")
+    shift_sigma: Annotated[list[float], BeforeValidator(_listed)] = Field(
+        [0.05], min_length=1, description="σ of the shifted inputs e′ = e* + N(0, σ); m is measured with the first."
     )
     decoder: Literal["pseudo-inverse", "nearest", "cosine", "unembedding"] = Field(
-        "pseudo-inverse", description="How embeddings are decoded to tokens."
+        "nearest", description="How embeddings are decoded to tokens; the source page's is pseudo-inverse."
     )
     top_k: int = Field(5, ge=1, description="Rows of candidate tokens to keep for each position.")
     record_every: int = Field(20, ge=1, description="Decode the embeddings at every so many steps.")
+    next_token: bool = Field(
+        True, description="Also ask whether the whole model's next token stays the prompt's (runs every block)."
+    )
+    rows_at_once: int | None = Field(
+        None, ge=1, description="Restarts × prompts in one batch; unset: all, halved while memory runs out."
+    )
 
 
 class GradientInverter(probekit.Analysis[GradientInverterOptions]):
     """Recovers the prompt from a layer's activation by gradient descent on the input embeddings.
 
-    `e_{n+1} = e_n − η_n ∇‖O_l(e_n) − t‖` from random starts, with `t = O_l(e*)` the activation of the prompt; then
-    the tokens are decoded from `e_N`. Every figure is a distribution over restarts.
+    `e_{n+1} = e_n − η_n ∇‖O_l(e_n) − t‖` from random starts, with `t = O_l(e*)` the activation of the prompt; then the
+    tokens are decoded from `e_N`. Every figure is a distribution over restarts.
     """
 
     name = "gradient-inverter"

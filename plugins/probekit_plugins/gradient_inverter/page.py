@@ -26,11 +26,11 @@ def draw(result: Result, page: Page, options: GradientInverterOptions) -> None:
     page.prose(
         f"O is the model up to the site{head[options.head]}, t its activation for the prompt. Each restart starts from "
         f"N({options.start_mean:g}, {result.metrics['start_sigma']:.3g}) and descends ‖O(e) − t‖ "
-        f"({options.loss.upper()}) by {options.optimizer} for {options.steps} steps, at the learning rate "
+        f"({options.loss}) by {options.optimizer} for {options.steps} steps, at the learning rate "
         f"{result.metrics['learning_rate']:.3g} ({options.schedule}). The embeddings that it ends with are decoded to "
         f"tokens ({options.decoder}).\n\n"
         "The loss is given relative to m, the loss of the prompt's own embeddings shifted by "
-        f"N(0, {options.shift_sigma:g}): below 1, the descent came closer than that shift. The discrete loss is "
+        f"N(0, {options.shift_sigma[0]:g}): below 1, the descent came closer than that shift. The discrete loss is "
         "measured again with the decoded tokens in place of the embeddings: 0 means that they reproduce the activation."
     )
     _overview(result, page, sites)
@@ -134,22 +134,51 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
         caption=f"Candidates for each position, best first, restart {selected['restart']}",
         collapsed=many,
     )
-    columns = [
-        "restart",
-        "selected",
-        "loss",
-        "loss_ratio",
-        "token_accuracy",
-        "top_k_accuracy",
-        "exact",
-        "discrete_loss",
-        "text",
-    ]
-    page.table(
-        [column.replace("_", " ").replace("loss ratio", "loss / m") for column in columns],
-        [[row[column] for column in columns] for row in rows],
+    _table(
+        page,
+        rows,
+        {
+            "restart": "restart",
+            "selected": "selected",
+            "loss": "loss",
+            "loss_ratio": "loss / m",
+            "token_accuracy": "token accuracy",
+            "top_k_accuracy": "top-k accuracy",
+            "exact": "exact",
+            "discrete_loss": "discrete loss",
+            "distance_l1": "‖e_N − e*‖₁",
+            "distance_l2": "‖e_N − e*‖₂",
+            "next_token_of_embeddings": "e_N keeps the next token",
+            "next_token_of_tokens": "its tokens keep it",
+            "text": "text",
+        },
         caption="All restarts",
         collapsed=many,
+    )
+    _table(
+        page,
+        [row for row in result.tables["shifts"] if row["prompt"] == number and row["site"] == site],
+        {
+            "sigma": "σ",
+            "m_median": "m, median",
+            "m_min": "least",
+            "m_max": "greatest",
+            "closer_restarts": "restarts closer than m",
+            "next_token_kept": "e′ keeps the next token",
+        },
+        caption="The prompt's own embeddings shifted by N(0, σ): how far that moves the activation",
+        collapsed=many,
+    )
+
+
+def _table(page: Page, rows: Sequence[dict[str, Any]], columns: dict[str, str], caption: str, collapsed: bool) -> None:
+    """A table of some columns under readable names; a column without a figure in any row is left out."""
+    shown = [column for column in columns if any(row[column] is not None for row in rows)]
+    page.table(
+        [columns[column] for column in shown],
+        [[row[column] for column in shown] for row in rows],
+        caption=caption,
+        collapsed=collapsed,
     )
 
 

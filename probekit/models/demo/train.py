@@ -144,9 +144,10 @@ class Training:
 def continuation(model: Any, tokenizer: PreTrainedTokenizerFast, sample: bool) -> str:
     torch.manual_seed(0)
     model.eval()
-    tokens = tokenizer(PROMPT, return_tensors="pt")
+    length = model.config.n_positions
+    tokens = tokenizer(PROMPT, return_tensors="pt", truncation=True, max_length=length // 2)
     how = {"do_sample": True, "temperature": 0.8, "top_k": 40} if sample else {"do_sample": False}
-    output = model.generate(**tokens, max_new_tokens=60, pad_token_id=tokenizer.eos_token_id, **how)
+    output = model.generate(**tokens, max_new_tokens=min(60, length // 2), pad_token_id=tokenizer.eos_token_id, **how)
     return str(tokenizer.decode(output[0]))
 
 

@@ -1,0 +1,87 @@
+"""What the inverter minimises: the distance of an activation from the target, for each row of a batch on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from probekit import UsageError
+
+if TYPE_CHECKING:
+    from probekit import Prompt, Subject
+    from probekit_plugins.gradient_inverter import GradientInverterOptions
+
+Map = Callable[[torch.Tensor], torch.Tensor]
+
+
+def site_map(subject: Subject, site: str, options: GradientInverterOptions, input_ids: torch.Tensor | None) -> Map:
+    """`O_l`, followed by the model's head if the options say so."""
+    layer_map = subject.layer_map(site, input_ids=input_ids if subject.conditioned_on_ids else None)
+    if options.head == "none":
+        return layer_map
+    with_norm = options.head == "model"
+    return lambda embeddings: subject.unembed(layer_map(embeddings), norm=with_norm)
+
+
+def matched_positions(prompts: Sequence[Prompt], options: GradientInverterOptions) -> torch.Tensor:
+    """Which positions of each prompt are matched, `[P, T]` of zeros and ones; padding is zero.
+
+    Raises UsageError for a position that a prompt does not have.
+    """
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    mask = torch.zeros(len(prompts), longest)
+    for row, prompt in zip(mask, prompts, strict=True):
+        length = len(prompt.tokens)
+        if options.target_positions == "all":
+            row[:length] = 1
+            continue
+        for position in options.target_positions:
+            if not -length <= position < length:
+                raise UsageError(
+                    f"There is no target position {position} in a prompt of {length} tokens: {prompt.text!r}."
+                )
+            row[position % length] = 1
+    return mask
+
+
+class Objective:
+    """`‖O(e) − t‖` for each row, `[B, T, d]` → `[B]`, over the positions that are matched.
+
+    With `o` and `t` flattened over them: L1 `Σ|o − t|`, L2 `√Σ(o − t)²`, cosine `1 − o·t / (‖o‖‖t‖)`, mixed
+    `α(1 − cos φ) + β Σ|o − t|`. Rows share nothing, so the gradient of their sum is each row's own.
+    """
+
+    def __init__(
+        self, layer_map: Map, target: torch.Tensor, mask: torch.Tensor, options: GradientInverterOptions
+    ) -> None:
+        """`target` is `[B, T, width]`, `mask` `[B, T]`."""
+        self._map = layer_map
+        self._target = target
+        # Where every position is matched, the mask would only cost time.
+        self._mask = None if bool((mask == 1).all()) else mask.to(target.device)[..., None]
+        self._options = options
+
+    def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
+        activation, target = self._map(embeddings), self._target
+        if self._mask is not None:
+            activation, target = activation * self._mask, target * self._mask
+        kind = self._options.loss
+        if kind == "l1":
+            return torch.linalg.vector_norm((activation - target).flatten(1).float(), ord=1, dim=1)  # type: ignore[no-any-return]
+        if kind == "l2":
+            return torch.linalg.vector_norm((activation - target).flatten(1).float(), ord=2, dim=1)  # type: ignore[no-any-return]
+        flat, wanted = activation.flatten(1).float(), target.flatten(1).float()
+        angle = 1 - torch.nn.functional.cosine_similarity(flat, wanted, dim=1)
+        if kind == "cosine":
+            return angle
+        return self._options.alpha * angle + self._options.beta * (flat - wanted).abs().sum(1)
+
+    def rows(self, chosen: slice) -> Objective:
+        """The objective of some rows of the batch."""
+        part = object.__new__(Objective)
+        part._map, part._options = self._map, self._options
+        part._target = self._target[chosen]
+        part._mask = None if self._mask is None else self._mask[chosen]
+        return part

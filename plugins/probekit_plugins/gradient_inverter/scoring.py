@@ -1,0 +1,199 @@
+"""Figures of an inversion: what was recovered, how close the descent came, and what the model makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import TYPE_CHECKING
+
+import torch
+
+from probekit import Result, TokenSequence
+
+if TYPE_CHECKING:
+    from probekit import Prompt, Subject
+    from probekit_plugins.gradient_inverter import GradientInverterOptions
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass
+class Figures:
+    """One prompt of T tokens at one site: R restarts, S recorded steps, k candidates a position."""
+
+    losses: torch.Tensor  # [N + 1, R]
+    recorded_steps: torch.Tensor  # [S]
+    recorded_ids: torch.Tensor  # [S, R, T]
+    embeddings: torch.Tensor  # [R, T, d], e_N
+    target_embeddings: torch.Tensor  # [T, d], e*
+    decoded_embeddings: torch.Tensor  # [R, T, d], E[decoded]
+    top_k_ids: torch.Tensor  # [R, T, k]
+    discrete_losses: torch.Tensor  # [R], of E[decoded]
+    shifted_losses: dict[float, torch.Tensor]  # σ → [R], m
+    shifted_embeddings: dict[float, torch.Tensor]  # σ → [R, T, d], e′
+
+    @property
+    def selected(self) -> int:
+        """The restart with the least discrete loss: chosen without knowing the prompt."""
+        return int(self.discrete_losses.argmin())
+
+    @property
+    def m(self) -> float:
+        """The median loss of the prompt's embeddings under the first shift."""
+        return float(next(iter(self.shifted_losses.values())).median())
+
+
+def store(
+    result: Result,
+    figures: Figures,
+    subject: Subject,
+    prompt: Prompt,
+    number: int,
+    site: str,
+    options: GradientInverterOptions,
+) -> None:
+    """Everything that one inversion found, as tensors, token sequences and one table row a restart."""
+    truth = prompt.input_ids[0].to(figures.top_k_ids.device)
+    right = figures.top_k_ids[..., 0] == truth
+    prefix = f"{number}/{site}"
+    result.tensors |= {
+        f"{prefix}/losses": figures.losses,
+        f"{prefix}/recorded_steps": figures.recorded_steps,
+        f"{prefix}/recorded_ids": figures.recorded_ids,
+        f"{prefix}/recorded_accuracy": (figures.recorded_ids == truth).float().mean(-1),
+        f"{prefix}/right": right.float().mean(0),
+        f"{prefix}/embeddings": figures.embeddings,
+        f"{prefix}/top_k_ids": figures.top_k_ids,
+    }
+    labels: dict[str, Scalar] = {"prompt": number, "site": site}
+    result.sequences.setdefault("prompt", []).append(TokenSequence(truth.tolist(), prompt.tokens, {**labels}))
+    for restart in range(right.shape[0]):
+        for rank in range(figures.top_k_ids.shape[-1]):
+            ids = figures.top_k_ids[restart, :, rank].tolist()
+            result.sequences.setdefault("recovered", []).append(
+                TokenSequence(ids, subject.tokens(ids), {**labels, "restart": restart, "rank": rank})
+            )
+    for step, ids in zip(
+        figures.recorded_steps.tolist(), figures.recorded_ids[:, figures.selected].tolist(), strict=True
+    ):
+        result.sequences.setdefault("trajectory", []).append(
+            TokenSequence(ids, subject.tokens(ids), {**labels, "restart": figures.selected, "step": step})
+        )
+    next_tokens = _NextTokens(subject, prompt, figures) if options.next_token else None
+    result.tables.setdefault("restarts", []).extend(
+        {**labels, **row} for row in _restart_rows(figures, subject, truth, right, next_tokens)
+    )
+    result.tables.setdefault("shifts", []).extend({**labels, **row} for row in _shift_rows(figures, next_tokens))
+
+
+class _NextTokens:
+    """Whether the model's next token is the prompt's own, for inputs given as embeddings."""
+
+    def __init__(self, subject: Subject, prompt: Prompt, figures: Figures) -> None:
+        self._map = subject.layer_map("logits", input_ids=prompt.input_ids if subject.conditioned_on_ids else None)
+        self._wanted = self._next(figures.target_embeddings[None])
+
+    def _next(self, embeddings: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self._map(embeddings)[:, -1].argmax(-1)
+
+    def agree(self, embeddings: torch.Tensor) -> list[bool | None]:
+        """`[R, T, d]` → one verdict for each row."""
+        return [bool(verdict) for verdict in self._next(embeddings) == self._wanted]
+
+
+def _restart_rows(
+    figures: Figures, subject: Subject, truth: torch.Tensor, right: torch.Tensor, next_tokens: _NextTokens | None
+) -> list[dict[str, Scalar]]:
+    in_top_k = (figures.top_k_ids == truth[:, None]).any(-1)
+    apart = figures.embeddings - figures.target_embeddings
+    unknown: list[bool | None] = [None] * len(figures.embeddings)
+    continuous = next_tokens.agree(figures.embeddings) if next_tokens else unknown
+    discrete = next_tokens.agree(figures.decoded_embeddings) if next_tokens else unknown
+    rows: list[dict[str, Scalar]] = []
+    for restart in range(right.shape[0]):
+        final, after = float(figures.losses[-1, restart]), float(figures.discrete_losses[restart])
+        wrong = int((~right[restart]).sum())
+        rows.append(
+            {
+                "restart": restart,
+                "selected": restart == figures.selected,
+                "loss": final,
+                "shifted_loss": figures.m,
+                "loss_ratio": ratio(final, figures.m),
+                "token_accuracy": float(right[restart].float().mean()),
+                "top_k_accuracy": float(in_top_k[restart].float().mean()),
+                "exact": wrong == 0,
+                "discrete_loss": after,
+                "discrete_loss_ratio": ratio(after, figures.m),
+                "distance_l1": float(apart[restart].abs().sum()),
+                "distance_l2": float(apart[restart].norm()),
+                "one_hot_distance_l1": float(2 * wrong),
+                "next_token_of_embeddings": continuous[restart],
+                "next_token_of_tokens": discrete[restart],
+                "text": subject.text(figures.top_k_ids[restart, :, 0]),
+            }
+        )
+    return rows
+
+
+def _shift_rows(figures: Figures, next_tokens: _NextTokens | None) -> list[dict[str, Scalar]]:
+    rows: list[dict[str, Scalar]] = []
+    for sigma, losses in figures.shifted_losses.items():
+        agreeing = next_tokens.agree(figures.shifted_embeddings[sigma]) if next_tokens else []
+        rows.append(
+            {
+                "sigma": sigma,
+                "m_median": float(losses.median()),
+                "m_min": float(losses.min()),
+                "m_max": float(losses.max()),
+                "closer_restarts": float((figures.losses[-1] < losses.median()).float().mean()),
+                "next_token_kept": mean(float(bool(kept)) for kept in agreeing) if agreeing else None,
+            }
+        )
+    return rows
+
+
+def ratio(value: float, reference: float) -> float | None:
+    """`value / reference`, or None where the reference is 0."""
+    return value / reference if reference else None
+
+
+def summarise(result: Result, sites: Sequence[str], options: GradientInverterOptions) -> None:
+    """Metrics by site over prompts and restarts, the finding, and what a reader has to know beside it."""
+    for site in sites:
+        rows = [row for row in result.tables["restarts"] if row["site"] == site]
+
+        def column(name: str, rows: list[dict[str, Scalar]] = rows) -> list[float]:
+            return [float(row[name]) for row in rows if row[name] is not None]  # type: ignore[arg-type]
+
+        accuracy, ratios = column("token_accuracy"), column("loss_ratio")
+        selected = [float(row["token_accuracy"] or 0) for row in rows if row["selected"]]
+        result.metrics |= {
+            f"{site}/token_accuracy_mean": mean(accuracy),
+            f"{site}/token_accuracy_min": min(accuracy),
+            f"{site}/token_accuracy_max": max(accuracy),
+            f"{site}/token_accuracy_selected": mean(selected),
+            f"{site}/top_k_accuracy_mean": mean(column("top_k_accuracy")),
+            f"{site}/exact_rate": mean(column("exact")),
+            f"{site}/loss_ratio_median": median(ratios) if ratios else None,
+            f"{site}/closer_than_shifted_rate": mean(float(value < 1) for value in ratios) if ratios else None,
+            f"{site}/next_token_rate": mean(column("next_token_of_tokens")) if options.next_token else None,
+        }
+    shown = [
+        f"{site} {result.metrics[f'{site}/token_accuracy_selected']:.0%} "
+        f"(all restarts {result.metrics[f'{site}/token_accuracy_mean']:.0%})"
+        for site in sites
+    ]
+    result.finding = (
+        f"Tokens recovered by the best of {options.restarts} restarts after {options.steps} steps, chosen by how well "
+        f"its tokens reproduce the activation: {', '.join(shown)}."
+    )
+    if options.target_share:
+        result.notes.append(
+            f"The starts hold {options.target_share:g} times the prompt's own embeddings, so the accuracy is not that "
+            "of an inversion from nothing."
+        )
+    if options.vocabulary == "prompts":
+        result.notes.append("Only the prompts' own tokens could be found: a control, not an inversion from nothing.")

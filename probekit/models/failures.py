@@ -1,0 +1,103 @@
+"""What goes wrong while a model loads, as one sentence: network, name, config, weights or memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from probekit.errors import ModelError, UsageError
+from probekit.models.spec import ModelSpec
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without the libraries' own bars and warnings while loading: what matters of them becomes an error here."""
+    quantizer = logging.getLogger("bitsandbytes")  # warns, on every CPU, of kernels that would have to be downloaded
+    level = quantizer.level
+    quantizer.setLevel(logging.ERROR)
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        quantizer.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def in_sentences(spec: ModelSpec) -> Iterator[None]:
+    """Turn what the libraries raise while loading into one sentence each."""
+    try:
+        yield
+    except (ModelError, UsageError, KeyboardInterrupt):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"Out of memory while loading '{spec.name}'; try --quantization int8, --dtype bfloat16, --device-map auto "
+            "or --depth."
+        ) from error
+    except Exception as error:
+        raise ModelError(_explain(spec, error)) from error
+
+
+def _explain(spec: ModelSpec, error: Exception) -> str:
+    name = spec.name
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(part, kinds) for part in causes)
+
+    text = " ".join(str(part) for part in causes)
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "trust_remote_code" in text:
+        return f"'{name}' comes with its own model code, which is not run unless you allow it with --trust-remote-code."
+    if caused_by(GatedRepoError):
+        return f"'{name}' is a gated repository; ask for access on its page and log in with `hf auth login`."
+    if caused_by(RevisionNotFoundError):
+        return f"'{name}' has no revision '{spec.revision}' on the hub."
+    if caused_by(RepositoryNotFoundError, HFValidationError):
+        return f"There is no model '{name}': it is no folder here, and the hub has no repository of that name."
+    if caused_by(OfflineModeIsEnabled) or (caused_by(LocalEntryNotFoundError) and _offline()):
+        return f"'{name}' is no folder here and not in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)."
+    if caused_by(LocalEntryNotFoundError, ConnectionError, TimeoutError) or "couldn't connect" in text.lower():
+        return (
+            f"'{name}' is no folder here and not in the hub's cache, and the hub cannot be reached: check the network."
+        )
+    if caused_by(SafetensorError):
+        return f"The weights of '{name}' cannot be read (damaged or incomplete file): {first_line}"
+    if "no file named" in text or "does not appear to have a file" in text:
+        return f"'{name}' has a config but no weights that can be loaded; use --weights random for untrained ones."
+    if "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
+        return f"'{name}' is not a causal language model that this version of transformers knows: {first_line}"
+    if isinstance(error, RuntimeError) and ("size mismatch" in text or "mismatch" in text):
+        return f"The weights of '{name}' do not fit its config: {first_line}"
+    return f"'{name}' could not be loaded: {type(error).__name__}: {first_line}"
+
+
+def _offline() -> bool:
+    return any(
+        os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}
+        for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )

@@ -1,0 +1,145 @@
+"""Curves of several runs in one chart: one colour a run, its repetitions as a median in a band."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from probekit.report import Page
+from probekit.report.blocks import Block
+from probekit.runs.comparison.differences import Metric
+
+# What a name says where the series of a chart are repetitions of one thing: a plugin need only name them so.
+REPETITION = re.compile(r"(?:^|[,;:]?\s+)(restart|seed|sample|repeat|trial)\s+\d+\b", re.IGNORECASE)
+MOST_CHARTS = 8
+FEWEST_PLACES = 3
+_NUMBERED_METRIC = re.compile(r"(?P<stem>.*?)(?P<number>\d+)/(?P<figure>[^/]+)")
+
+# One point of a band: x, median, least, greatest; None for a gap.
+Point = tuple[float, Any, Any, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's part of a chart: the name that its series has there, and the series, several if it is repeated."""
+
+    name: str
+    repetitions: list[list[Point]]
+
+
+def overlay_curves(blocks: Mapping[int, Block], labels: Sequence[str], page: Page) -> None:
+    """The `lines` or `band` blocks of several sides as one chart.
+
+    Where a block has series of several names, as one of decoders has, there is a chart for each name that two sides
+    share.
+    """
+    curves = {side: _curves(block) for side, block in blocks.items()}
+    caption = next(iter(blocks.values()))["caption"]
+    if all(len(named) == 1 for named in curves.values()):
+        _chart(caption, {side: next(iter(named.values())) for side, named in curves.items()}, blocks, labels, page)
+        return
+    names = dict.fromkeys(name for named in curves.values() for name in named)
+    shared = [name for name in names if sum(name in named for named in curves.values()) > 1]
+    for name in shared[:MOST_CHARTS]:
+        having = {side: named[name] for side, named in curves.items() if name in named}
+        _chart(": ".join(filter(None, [caption, name])), having, blocks, labels, page)
+    if len(shared) > MOST_CHARTS:
+        page.note(
+            f"'{caption}' has {len(shared)} series in common, of which the first {MOST_CHARTS} are drawn; "
+            "the runs' own reports have them all."
+        )
+
+
+def overlay_metrics(metrics: Sequence[Metric], labels: Sequence[str], page: Page) -> None:
+    """Metrics that are one figure at several numbered places (`block.0/exact_rate`, `block.1/exact_rate`, …) as curves
+    over these places, where they differ.
+    """
+    found: dict[tuple[str, str], dict[int, dict[int, Any]]] = {}
+    differ = set()
+    for metric in metrics:
+        match = _NUMBERED_METRIC.fullmatch(metric.name)
+        if match:
+            family = (match["stem"].rstrip(".-_ "), match["figure"])
+            by_side = found.setdefault(family, {})
+            differ |= {family} if metric.differs(len(labels)) else set()
+            for side, value in metric.values.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    by_side.setdefault(side, {})[int(match["number"])] = value
+    families = [
+        (family, by_side)
+        for family, by_side in found.items()
+        if family in differ and len({place for values in by_side.values() for place in values}) >= FEWEST_PLACES
+    ]
+    for (stem, figure), by_side in families[:MOST_CHARTS]:
+        what, place = figure.replace("_", " "), stem or "number"
+        series = {label: sorted(by_side.get(side, {}).items()) for side, label in enumerate(labels)}
+        page.lines(series, x=place, y=what, caption=f"{what[:1].upper()}{what[1:]} by {place}")
+
+
+def _curves(block: Block) -> dict[str, Curve]:
+    """The series of a block by name, repetitions of the same together."""
+    curves: dict[str, Curve] = {}
+    for series in block["series"]:
+        name = REPETITION.sub("", series["name"]).strip()
+        points = [_as_band(point) for point in series["points"] if point[0] is not None]
+        curves.setdefault(name, Curve(name, [])).repetitions.append(points)
+    return curves
+
+
+def _as_band(point: Sequence[Any]) -> Point:
+    """A point of a line is a band without width."""
+    x, y, low, high = point if len(point) == 4 else (*point, point[1], point[1])
+    return x, y, low, high
+
+
+def _chart(
+    caption: str, curves: Mapping[int, Curve], blocks: Mapping[int, Block], labels: Sequence[str], page: Page
+) -> None:
+    """Every side has its place in the key, and so its colour, in every chart; one that lacks the curve says so."""
+    one_name = len({curve.name for curve in curves.values()}) == 1
+    series: dict[str, list[Point]] = {}
+    for side, label in enumerate(labels):
+        if side not in curves:
+            series[f"{label}: has no such curve"] = []
+        elif one_name or not curves[side].name:
+            series[label] = together(curves[side].repetitions)
+        else:
+            series[f"{label}: {curves[side].name}"] = together(curves[side].repetitions)
+    first = next(iter(blocks.values()))
+    x, y, log_y = first["x"], first["y"], all(block["log_y"] for block in blocks.values())
+    counts = sorted(len(curve.repetitions) for curve in curves.values())
+    number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    repeated = f"{number} {_repetitions(blocks.values())}" if counts[-1] > 1 else ""
+    if all(low == middle == high for points in series.values() for _, middle, low, high in points):
+        lines = {name: [point[:2] for point in points] for name, points in series.items()}
+        page.lines(lines, x, y, f"{caption} ({repeated}, all alike)" if repeated else caption, log_y)
+    else:
+        page.band(series, x, y, f"{caption} (median and range of {repeated})" if repeated else caption, log_y)
+
+
+def _repetitions(blocks: Iterable[Block]) -> str:
+    """What the repetitions are called: `restarts`, or `repetitions` where series have several words for them."""
+    found = (REPETITION.search(series["name"]) for block in blocks for series in block["series"])
+    words = {match[1].lower() for match in found if match}
+    return f"{words.pop()}s" if len(words) == 1 else "repetitions"
+
+
+def together(repetitions: Sequence[Sequence[Point]]) -> list[Point]:
+    """Repetitions as one curve: at each x the median of those that have a figure there, and the range of all."""
+    if len(repetitions) == 1:
+        return list(repetitions[0])
+    places: dict[float, list[Point]] = {}
+    for points in repetitions:
+        for point in points:
+            places.setdefault(point[0], []).append(point)
+    return [(x, *_spread(places[x])) for x in sorted(places)]
+
+
+def _spread(points: Sequence[Point]) -> tuple[Any, Any, Any]:
+    middle, low, high = ([point[part] for point in points if point[part] is not None] for part in (1, 2, 3))
+    if not middle or not low or not high:
+        return None, None, None
+    return median(middle), min(low), max(high)

@@ -1,0 +1,116 @@
+"""The same page of several runs as one: their curves in one chart, their heatmaps and tokens one under the other.
+
+Nothing here knows an analysis. Blocks belong together when they stand under the same heading with the same caption
+(and axes) in the pages of the same analysis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from probekit.report import Page
+from probekit.report.blocks import Block
+from probekit.runs.comparison.curves import REPETITION, overlay_curves
+
+MOST_OPEN_ROWS = 12
+MOST_OPEN_HEADINGS = 2
+
+Key = tuple[object, ...]
+
+
+def overlay(pages: Sequence[Page], labels: Sequence[str], target: Page) -> None:
+    """Append to `target` what at least two of the pages have in common, under its heading, and say what is left out."""
+    matched: dict[Key, dict[int, Block]] = {}
+    for side, page in enumerate(pages):
+        for key, block in _keyed(page):
+            matched.setdefault(key, {})[side] = block
+    shared = {key: blocks for key, blocks in matched.items() if len(blocks) > 1}
+    headings = list(dict.fromkeys(str(key[0]) for key in shared))
+    many = sum(map(bool, headings)) > MOST_OPEN_HEADINGS
+    for heading in headings:
+        if heading:
+            target.heading(heading)
+        for kind, draw in _DRAW.items():
+            for key, blocks in shared.items():
+                if key[:2] == (heading, kind):
+                    draw(_folded(blocks) if many else blocks, labels, target)
+    alone = [" – ".join(filter(None, map(str, (key[0], key[2])))) for key in matched if key not in shared]
+    if alone:
+        target.note(f"Only one run has these, so they are in its own report: {'; '.join(dict.fromkeys(alone))}.")
+
+
+def common_prose(pages: Sequence[Page]) -> list[str]:
+    """The paragraphs before the first heading that all pages share: what the figures mean, not what they are."""
+    by_page = [_opening_paragraphs(page) for page in pages]
+    return [paragraph for paragraph in by_page[0] if all(paragraph in others for others in by_page[1:])]
+
+
+def _opening_paragraphs(page: Page) -> list[str]:
+    paragraphs: list[str] = []
+    for block in page.blocks:
+        if block["type"] == "heading":
+            break
+        if block["type"] == "prose":
+            paragraphs += [part.strip() for part in re.split(r"\n\s*\n", block["text"])]
+    return list(dict.fromkeys(filter(None, paragraphs)))
+
+
+def _keyed(page: Page) -> Iterator[tuple[Key, Block]]:
+    """The blocks that can be compared, each with what it must share with another: heading, kind, caption, axes, and
+    which of several such blocks it is.
+    """
+    heading = ""
+    seen: dict[Key, int] = {}
+    for block in page.blocks:
+        if block["type"] == "heading":
+            heading = block["text"]
+        kind, axes = _kind(block)
+        if kind:
+            key = (heading, kind, REPETITION.sub("", block["caption"]), *axes)
+            seen[key] = seen.get(key, 0) + 1
+            yield (*key, seen[key]), block
+
+
+def _kind(block: Block) -> tuple[str, Key]:
+    if block["type"] in ("lines", "band"):
+        return "curves", (block["x"], block["y"])
+    if block["type"] == "heatmap":
+        return "heatmap", (tuple(block["x_labels"]), tuple(block["y_labels"]), block["value"])
+    return ("tokens", ()) if block["type"] == "tokens" else ("", ())
+
+
+def _folded(blocks: Mapping[int, Block]) -> dict[int, Block]:
+    return {side: block | ({"collapsed": True} if "collapsed" in block else {}) for side, block in blocks.items()}
+
+
+def _heatmaps(blocks: Mapping[int, Block], labels: Sequence[str], target: Page) -> None:
+    """One under the other, on one colour scale."""
+    extents = [block["domain"] or _extent(block) for block in blocks.values()]
+    ends = [end for extent in extents for end in extent]
+    domain = [min(ends), max(ends)] if ends and min(ends) < max(ends) else None
+    for side, block in blocks.items():
+        target.blocks.append(block | {"caption": _captioned(block, labels[side]), "domain": domain})
+
+
+def _extent(block: Block) -> list[float]:
+    return [value for row in block["values"] for value in row if value is not None]
+
+
+def _tokens(blocks: Mapping[int, Block], labels: Sequence[str], target: Page) -> None:
+    """One under the other, folded where there are many rows."""
+    for side, block in blocks.items():
+        folded = block["collapsed"] or len(block["rows"]) > MOST_OPEN_ROWS
+        target.blocks.append(block | {"caption": _captioned(block, labels[side]), "collapsed": folded})
+
+
+def _captioned(block: Block, label: str) -> str:
+    return f"{label}: {block['caption']}" if block["caption"] else label
+
+
+# In the order in which they are shown.
+_DRAW: dict[str, Callable[[Mapping[int, Block], Sequence[str], Page], None]] = {
+    "curves": overlay_curves,
+    "heatmap": _heatmaps,
+    "tokens": _tokens,
+}
