@@ -98,7 +98,7 @@ def command(
         others = {"output": output, "config": config, "dry_run": dry_run, "compare_random": compare_random}
         _refuse_beside_resume({**values, **others, "block_plugins": None})
         with keeping_output_clean(as_json), display() as listener:
-            outcome = resume(resumed, Plugins(values.get("block_plugins", [])), listener, save_every)
+            outcome = resume(resumed, _plugins_named(values), listener, save_every)
         _end(outcome, as_json)
         return
     layers = [(str(config), read_config(config))] if config else []
@@ -116,6 +116,10 @@ def command(
         carry_out = run_trained_and_random if compare_random else execute
         outcome = carry_out(resolved, plugins, output, listener, sys.argv[1:], save_every)
     _end(outcome, as_json)
+
+
+def _plugins_named(values: dict[str, Any]) -> Plugins | None:
+    return Plugins(values["block_plugins"]) if "block_plugins" in values else None
 
 
 def _refuse_beside_resume(given: dict[str, object]) -> None:

@@ -50,6 +50,10 @@ def find_site(model: nn.Module, anatomy: Anatomy, name: str) -> Site:
         return Site(name, model)
     modules = dict(model.named_modules())
     if name and name in modules:
+        if type(modules[name]).forward is nn.Module.forward:
+            raise UsageError(
+                f"'{name}' is a list of modules, which never runs itself; name one of them, such as {name}.0."
+            )
         return Site(name, modules[name])
     known = site_names(anatomy)
     last = len(anatomy.blocks) - 1

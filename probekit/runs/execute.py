@@ -139,8 +139,8 @@ def execute(
 
 
 def resume(
-    path: Path,
-    plugins: Plugins,
+    path: str | Path,
+    plugins: Plugins | None = None,
     listener: Listener | None = None,
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
 ) -> Run:
@@ -149,11 +149,14 @@ def resume(
     What it ends with is byte for byte what an uninterrupted run would have written, times apart. Raises UsageError if
     there is nothing to resume, or if packages or weights have changed since.
     """
+    path = Path(path)
     directory = RunDirectory.open(path)
     manifest = directory.read_json("run.json")
     if manifest["status"] == "done":
         raise UsageError(f"The run '{path}' is done; there is nothing to resume.")
-    resolved = resolve([("config.toml", read_config(path / "config.toml"))], plugins)
+    values = read_config(path / "config.toml")
+    plugins = plugins or Plugins(values.get("block_plugins", []))
+    resolved = resolve([("config.toml", values)], plugins)
     now = _versions(plugins)
     changed = [
         f"{name} ({was} then, {now.get(name)} now)"
@@ -214,12 +217,13 @@ def _analyse(
     interrupted = False
     with stop.on_interrupt(recorder.show):
         for name, analysis in resolved.analyses.items():
+            store = FileStore(directory, name, stop, seconds_between_saves)
             if (directory.analysis(name) / "DONE").is_file():
                 outcome.results[name] = Result.read(directory.analysis(name))
                 manifest["analyses"][name] = {"status": "done"}
+                store.clear()
                 continue
             directory.write_json("run.json", manifest)
-            store = FileStore(directory, name, stop, seconds_between_saves)
             began = time.perf_counter()
             try:
                 outcome.results[name] = carry_out(
@@ -232,6 +236,7 @@ def _analyse(
                 )
                 manifest["analyses"][name] = {"status": "done"}
                 store.clear()
+                (directory.analysis(name) / "traceback.txt").unlink(missing_ok=True)
             except KeyboardInterrupt:
                 interrupted = True
                 manifest["analyses"][name] = {"status": "interrupted"}
