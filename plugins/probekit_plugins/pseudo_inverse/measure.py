@@ -1,0 +1,172 @@
+"""What the analysis measures: the margins of the whole vocabulary, and what each decoder makes of each site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import combinations
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from probekit import AnalysisError, Result, TokenSequence, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from probekit import Context, Prompt, Subject
+    from probekit_plugins.pseudo_inverse import PseudoInverseOptions
+
+WEAKEST = 20
+
+
+def run(subject: Subject, prompts: Sequence[Prompt], options: PseudoInverseOptions, context: Context) -> Result:
+    """Measure the margins and look through the lens. Raises UsageError for a top_k beyond the vocabulary."""
+    result = Result()
+    if options.top_k > subject.vocabulary:
+        raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {subject.vocabulary} tokens.")
+    decoders = _usable_decoders(subject, result, options)
+    if options.margins:
+        _measure_margins(subject, decoders, result, context)
+    _look(subject, prompts, decoders, result, options)
+    result.finding = _finding(result, decoders, options)
+    return result
+
+
+def _usable_decoders(subject: Subject, result: Result, options: PseudoInverseOptions) -> list[str]:
+    chosen: list[str] = list(dict.fromkeys(options.decoders))
+    if "unembedding" in chosen and subject.head_width != subject.width:
+        chosen.remove("unembedding")
+        result.notes.append("The unembedding decoder is left out: the head does not read the embedding's width.")
+    if not chosen:
+        raise AnalysisError("No decoder is left: this model's head does not read the embedding's width.")
+    rank = (
+        getattr(subject.decoder("pseudo-inverse"), "rank", subject.width)
+        if "pseudo-inverse" in chosen
+        else subject.width
+    )
+    if "pseudo-inverse" in chosen:
+        result.metrics["embedding_rank"] = rank
+    if rank < subject.width:
+        result.notes.append(
+            f"The embedding matrix has rank {rank} of {subject.width}: its Gram matrix is singular, and the "
+            "pseudo-inverse was taken from an eigendecomposition over the directions that are there."
+        )
+    return chosen
+
+
+def _margins_of(subject: Subject, name: str, context: Context) -> dict[str, torch.Tensor]:
+    """The margins of one decoder over the whole vocabulary, with their progress."""
+    with context.progress(f"margins, {name}", subject.vocabulary) as progress:
+        done = 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            progress.step(rows - done)
+            done = rows
+
+        margins, rivals = subject.margins(name, advance)
+    return {"margins": margins, "rivals": rivals}
+
+
+def _measure_margins(subject: Subject, decoders: Sequence[str], result: Result, context: Context) -> None:
+    import torch
+
+    winners: dict[str, torch.Tensor] = {}
+    for name in decoders:
+        kept = context.stage(f"margins/{name}", partial(_margins_of, subject, name, context))
+        margins, rivals = kept["margins"], kept["rivals"]
+        subject.check_finite(margins, f"The margin of the {name} decoder")
+        own = torch.arange(len(margins), device=margins.device)
+        winners[name] = torch.where(margins > 0, own, rivals).cpu()
+        result.tensors |= {f"margins/{name}": margins, f"rivals/{name}": rivals}
+        result.metrics |= {
+            f"{name}/round_trip_rate": float((margins > 0).float().mean()),
+            f"{name}/ties": int((margins == 0).sum()),
+            f"{name}/margin_median": float(margins.median()),
+            f"{name}/margin_min": float(margins.min()),
+        }
+        weakest = margins.topk(min(WEAKEST, len(margins)), largest=False).indices.tolist()
+        for index, text, rival_text in zip(
+            weakest, subject.tokens(weakest), subject.tokens([int(rivals[index]) for index in weakest]), strict=True
+        ):
+            result.tables.setdefault("weakest", []).append(
+                {
+                    "decoder": name,
+                    "token": text,
+                    "id": index,
+                    "margin": float(margins[index]),
+                    "strongest rival": rival_text,
+                    "rival id": int(rivals[index]),
+                }
+            )
+    for first, second in combinations(decoders, 2):
+        apart = (winners[first] != winners[second]).nonzero().flatten().tolist()
+        result.tables.setdefault("disagreement", []).append(
+            {
+                "decoders": f"{first} / {second}",
+                "tokens apart": len(apart),
+                "share": len(apart) / subject.vocabulary,
+                "examples": " ".join(repr(text) for text in subject.tokens(apart[:6])),
+            }
+        )
+
+
+def _look(
+    subject: Subject, prompts: Sequence[Prompt], decoders: Sequence[str], result: Result, options: PseudoInverseOptions
+) -> None:
+    """The lens: what each decoder makes of each site, beside the token that stands there and the one that
+    follows.
+    """
+    sites = subject.expand_sites(options.sites)
+    kept: list[str] = []
+    for number, prompt in enumerate(prompts):
+        ids = prompt.input_ids[0].cpu()
+        result.sequences.setdefault("prompt", []).append(TokenSequence(ids.tolist(), prompt.tokens, {"prompt": number}))
+        activations = subject.capture(prompt.input_ids, sites)
+        kept = [site for site in sites if activations[site].dim() == 3 and activations[site].shape[-1] == subject.width]
+        for site in kept:
+            subject.check_finite(activations[site], f"The activation at {site}")
+            for name in decoders:
+                found = subject.decode(activations[site], top_k=options.top_k, decoder=name)[0].cpu()
+                for rank in range(found.shape[-1]):
+                    row = found[:, rank].tolist()
+                    result.sequences.setdefault("lens", []).append(
+                        TokenSequence(
+                            row,
+                            subject.tokens(row),
+                            {"prompt": number, "site": site, "decoder": name, "rank": rank},
+                        )
+                    )
+                result.tables.setdefault("lens", []).append(
+                    {
+                        "prompt": number,
+                        "site": site,
+                        "decoder": name,
+                        "own token": float((found[:, 0] == ids).float().mean()),
+                        "own token in top k": float((found == ids[:, None]).any(-1).float().mean()),
+                        "next token": float((found[:-1, 0] == ids[1:]).float().mean()) if len(ids) > 1 else None,
+                    }
+                )
+    left_out = [site for site in sites if site not in kept]
+    if left_out:
+        result.notes.append(
+            f"Left out of the lens, because they are not {subject.width} wide as the embedding is: "
+            f"{', '.join(left_out)}."
+        )
+
+
+def _finding(result: Result, decoders: Sequence[str], options: PseudoInverseOptions) -> str:
+    lens = result.tables.get("lens", [])
+    parts = []
+    if options.margins:
+        rates = ", ".join(f"{name} {result.metrics[f'{name}/round_trip_rate']:.2%}" for name in decoders)
+        parts.append(f"Tokens of the vocabulary that decode to themselves: {rates}.")
+    if lens:
+        last = str(lens[-1]["site"])
+        rows = [row for row in lens if row["site"] == last]
+        shares = ", ".join(
+            f"{name} {mean(float(row['own token'] or 0) for row in rows if row['decoder'] == name):.0%}"
+            for name in decoders
+        )
+        parts.append(f"At {last} the prompt's own tokens are still the first choice for: {shares}.")
+    return " ".join(parts)
