@@ -12,6 +12,8 @@ import torch
 
 # Scores of this many (embedding, token) pairs are held at a time: 256 MiB in fp32.
 PAIRS_AT_ONCE = 1 << 26
+# The Gram matrix is formed in so many panels.
+PANELS = 6
 
 
 class Decoder(Protocol):
@@ -36,9 +38,7 @@ class PseudoInverseDecoder:
     def __init__(self, matrix: torch.Tensor) -> None:
         self._matrix = matrix.detach()
         width = matrix.shape[1]
-        gram = torch.zeros(width, width, dtype=torch.float64, device=matrix.device)
-        for rows in self._matrix.split(8192):
-            gram += rows.double().T @ rows.double()
+        gram = _gram(self._matrix)
         factor, failed = torch.linalg.cholesky_ex(gram)
         diagonal = factor.diagonal()
         # The squared ratio of the pivots bounds the condition number from below.
@@ -57,6 +57,18 @@ class PseudoInverseDecoder:
         whitened = embeddings.to(self._matrix.device, torch.float64) @ self._inverse_gram
         scores: torch.Tensor = whitened.to(self._matrix.dtype) @ self._matrix.T
         return scores
+
+
+def _gram(matrix: torch.Tensor) -> torch.Tensor:
+    """`WᵀW` in float64, from its upper panels alone: it is symmetric, which saves nearly half of the products."""
+    width = matrix.shape[1]
+    gram = torch.zeros(width, width, dtype=torch.float64, device=matrix.device)
+    starts = range(0, width, max(1, -(-width // PANELS)))
+    for part in matrix.split(8192):
+        rows = part.double()
+        for start, stop in zip(starts, [*starts[1:], width], strict=True):
+            gram[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
+    return gram.triu() + gram.triu(1).T
 
 
 class NearestDecoder:

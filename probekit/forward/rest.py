@@ -29,7 +29,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
         for module in training:
             module.training = False
         for parameter in trainable:
-            parameter.requires_grad_(False)
+            parameter.requires_grad = False
         yield
     finally:
         for module in repacking:
@@ -37,7 +37,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
         for module in training:
             module.training = True
         for parameter in trainable:
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True
 
 
 @contextmanager
