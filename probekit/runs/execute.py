@@ -128,7 +128,7 @@ def execute(
         "timings.json": encode_json({"started": _now(), "analyses": {}}),
         "run.json": encode_json(manifest),
     }
-    directory = RunDirectory.create(output or _default_output(resolved), files)
+    directory = RunDirectory.create(output or default_output(resolved), files)
     recorder = _Recorder(directory, listener or Silent())
     try:
         loaded = _load(directory, manifest, resolved, plugins, recorder)
@@ -268,9 +268,10 @@ def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _default_output(resolved: Resolved) -> Path:
+def default_output(resolved: Resolved, ending: str = "") -> Path:
+    """A new folder below `probekit-runs/`, named by the time, the analyses, the model and an ending."""
     model = re.sub(r"[^\w.-]+", "-", Path(resolved.config.model.name).name).strip("-.") or "model"
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{'+'.join(resolved.analyses)}-{model}"
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{'+'.join(resolved.analyses)}-{model}{ending}"
     candidates = (DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}") for number in range(1, sys.maxsize))
     return next(candidate for candidate in candidates if not candidate.exists())
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from probekit.runs.command import command_line
 from probekit.runs.comparison.outcome import Comparison, write_comparison
 from probekit.runs.comparison.sides import read_sides
 from probekit.runs.config import Resolved
-from probekit.runs.execute import DEFAULT_FOLDER, execute
+from probekit.runs.execute import default_output, execute
 from probekit.runs.outcome import Run
 
 FLAG = "--compare-random"
@@ -83,7 +80,7 @@ def run_trained_and_random(
     everything that `execute` raises.
     """
     check_trained(resolved)
-    folder = output or _default_output(resolved)
+    folder = output or default_output(resolved, "-trained+random")
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"The output directory '{folder}' exists and is not empty; choose another, or remove it.")
     listener = listener or Silent()
@@ -127,10 +124,3 @@ def _with_random_weights(resolved: Resolved) -> Resolved:
     model = resolved.config.model.model_copy(update={"weights": "random"})
     config = resolved.config.model_copy(update={"model": model})
     return replace(resolved, config=config, sources={**resolved.sources, "model.weights": FLAG})
-
-
-def _default_output(resolved: Resolved) -> Path:
-    model = re.sub(r"[^\w.-]+", "-", Path(resolved.config.model.name).name).strip("-.") or "model"
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{'+'.join(resolved.analyses)}-{model}-trained+random"
-    candidates = (DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}") for number in range(1, sys.maxsize))
-    return next(candidate for candidate in candidates if not candidate.exists())
