@@ -68,10 +68,10 @@ class Objective:
         if self._mask is not None:
             activation, target = activation * self._mask, target * self._mask
         kind = self._options.loss
-        if kind == "l1":
-            return torch.linalg.vector_norm((activation - target).flatten(1).float(), ord=1, dim=1)  # type: ignore[no-any-return]
-        if kind == "l2":
-            return torch.linalg.vector_norm((activation - target).flatten(1).float(), ord=2, dim=1)  # type: ignore[no-any-return]
+        if kind in ("l1", "l2"):
+            difference = (activation - target).flatten(1).float()
+            norms: torch.Tensor = torch.linalg.vector_norm(difference, ord=1 if kind == "l1" else 2, dim=1)
+            return norms
         flat, wanted = activation.flatten(1).float(), target.flatten(1).float()
         angle = 1 - torch.nn.functional.cosine_similarity(flat, wanted, dim=1)
         if kind == "cosine":
