@@ -357,6 +357,23 @@ def test_the_context_is_not_exceeded_and_k_fits_the_vocabulary(
         inverted(subject, prompt, top_k=61)
 
 
+def test_a_long_descent_has_a_short_page(subject: probekit.Subject, prompt: probekit.Prompt, tmp_path: Path) -> None:
+    """Everything is saved; the page shows what can be told apart, the first and the last step among it."""
+    options = GradientInverterOptions(steps=300, restarts=2, record_every=1)
+    analysis = GradientInverter(options, probekit.Context())
+    for name, content in analysis.run(subject, [prompt]).encode().items():
+        (tmp_path / name).write_bytes(content)
+    saved = probekit.Result.read(tmp_path)
+    assert len(saved.sequences["trajectory"]) == 301
+    page = probekit.Page("gradient-inverter")
+    analysis.report(saved, page)
+    rows = next(block for block in page.to_json()["blocks"] if block.get("caption", "").startswith("Tokens over"))[
+        "rows"
+    ]
+    assert 20 <= len(rows) <= 42
+    assert (rows[0]["label"], rows[-1]["label"]) == ("step 0", "step 300")
+
+
 @pytest.mark.data
 def test_stories260k_gives_every_token_back_at_block_0(data_folder: Path, tmp_path: Path) -> None:
     """'Once upon a time, …', best of 8 restarts, and the report shows the accuracy of all of them at every block."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # A line has at most this many points: more cannot be told apart on a page.
 POINTS = 200
+# And the tokens over steps at most this many rows.
+ROWS = 40
 
 
 def draw(result: Result, page: Page, options: GradientInverterOptions) -> None:
@@ -93,10 +95,11 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
         caption="Recovered tokens by restart",
         legend="marked right or wrong against the prompt's token at the same position",
     )
+    trajectory = list(_of(result, "trajectory", prompt))
     page.tokens(
         [
-            TokenRow(f"step {sequence.labels['step']}", _marked(sequence, prompt))
-            for sequence in _of(result, "trajectory", prompt)
+            TokenRow(f"step {trajectory[index].labels['step']}", _marked(trajectory[index], prompt))
+            for index in _thinned(len(trajectory), ROWS)
         ],
         caption=f"Tokens over steps, restart {selected['restart']}",
         collapsed=many,
@@ -203,6 +206,7 @@ def _note(row: dict[str, Any]) -> str:
     )
 
 
-def _thinned(count: int) -> list[int]:
-    stride = max(1, -(-count // POINTS))
+def _thinned(count: int, most: int = POINTS) -> list[int]:
+    """Indices below `count`, evenly spread, about `most` of them at most, the last always among them."""
+    stride = max(1, -(-count // most))
     return [*range(0, count - 1, stride), count - 1]
