@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probekit.models.anatomy import neutral_token, without_cache
+from probekit.models.anatomy import evaluating, neutral_token, without_cache
 
 
 @contextmanager
@@ -20,22 +20,18 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     block. bitsandbytes' 4-bit layers keep their weights too: on some CPUs they would rewrite them at the first forward
     without gradients, for a kernel that has no gradient.
     """
-    training = [module for module in model.modules() if module.training]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     repacking: list[Any] = [part for part in model.modules() if vars(part).get("support_avx512bf16_for_cpu")]
     try:
         for module in repacking:
             module.support_avx512bf16_for_cpu = False
-        for module in training:
-            module.training = False
         for parameter in trainable:
             parameter.requires_grad = False
-        yield
+        with evaluating(model):
+            yield
     finally:
         for module in repacking:
             module.support_avx512bf16_for_cpu = True
-        for module in training:
-            module.training = True
         for parameter in trainable:
             parameter.requires_grad = True
 

@@ -209,7 +209,7 @@ def _trace(
     if until is not None:
         handles.append(until.register_forward_pre_hook(end))
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(input_ids=tokens, **without_cache(model))
     except _FarEnough:
         pass
@@ -231,7 +231,8 @@ def _same(first: torch.Tensor, second: Any) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode while open, and each module's own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:

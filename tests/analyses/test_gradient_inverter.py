@@ -134,6 +134,18 @@ def test_a_prompt_goes_the_same_way_whatever_stands_beside_it(subject: probekit.
     assert torch.allclose(beside.losses[:, :3], alone.losses, rtol=1e-4)
 
 
+def test_rows_that_are_conditioned_on_ids_keep_their_own(
+    subject: probekit.Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where blocks read the token ids again, part of a batch is given the ids of its own rows, whatever its size."""
+    prompts = [probekit.Prompt("", subject.check_ids(ids), subject.tokens(ids)) for ids in (IDS, [9, 33])]
+    plain = inversion(subject, prompts, "block.1", steps=4, restarts=3, rows_at_once=2)
+    monkeypatch.setattr(subject, "conditioned_on_ids", True)
+    conditioned = inversion(subject, prompts, "block.1", steps=4, restarts=3, rows_at_once=2)
+    assert torch.equal(conditioned.descend().recorded, plain.descend().recorded)
+    assert torch.equal(conditioned.shifted_losses(0.05)[1], plain.shifted_losses(0.05)[1])
+
+
 def test_out_of_memory_halves_the_batch(
     subject: probekit.Subject, prompt: probekit.Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +260,7 @@ def test_each_loss_is_its_formula_over_the_positions_matched(
     with torch.no_grad():
         target = layer_map(subject.embed(prompt.input_ids))[0, chosen].double()
         starts = found.starts()
-        losses = found.objective(starts)
+        losses = found.objective()(starts)
         for row, value in zip(layer_map(starts)[:, chosen].double(), losses, strict=True):
             assert float(value) == pytest.approx(float(formula(row, target)), rel=1e-4)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 
 from probekit import AnalysisError, Result, UsageError
-from probekit_plugins.gradient_inverter.objective import Objective, matched_positions, site_map
+from probekit_plugins.gradient_inverter.objective import Map, Objective, matched_positions, site_map
 from probekit_plugins.gradient_inverter.optimizers import make, rate_at
 from probekit_plugins.gradient_inverter.scoring import Figures, store, summarise
 from probekit_plugins.gradient_inverter.spaces import Space, allowed_tokens, decode
@@ -42,8 +42,8 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
     sites = subject.expand_sites(options.sites)
     prompt_ids = [index for prompt in prompts for index in prompt.input_ids[0].tolist()]
     allowed = allowed_tokens(subject, options, prompt_ids)
-    if options.top_k > (subject.vocabulary if allowed is None else len(allowed)):
-        size = subject.vocabulary if allowed is None else len(allowed)
+    size = subject.vocabulary if allowed is None else len(allowed)
+    if options.top_k > size:
         raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {size} tokens.")
     result = Result()
     for site in sites:
@@ -88,20 +88,22 @@ class Inversion:
         for row, prompt in zip(self._ids, prompts, strict=True):
             row[: len(prompt.tokens)] = prompt.input_ids[0]
         self._rows = self._ids.repeat_interleave(options.restarts, 0)
-        self._map = site_map(subject, site, options, None)
+        self._map = None if subject.conditioned_on_ids else site_map(subject, site, options, None)
         self._embeddings = subject.embed(self._ids).float()
         with torch.no_grad():
-            target = self._objective_map(self._ids)(self._embeddings)
+            target = self._map_of(self._ids)(self._embeddings)
         subject.check_finite(target, f"The activation at {site}")
         self._target = target.repeat_interleave(options.restarts, 0)
         self._mask = mask.to(target.device).repeat_interleave(options.restarts, 0)
-        self.objective = Objective(self._objective_map(self._rows), self._target, self._mask, options)
 
-    def _objective_map(self, ids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The site's map; where blocks read the token ids again, with the prompt's own."""
-        return (
-            site_map(self._subject, self._site, self._options, ids) if self._subject.conditioned_on_ids else self._map
-        )
+    def objective(self, chosen: slice = slice(None)) -> Objective:
+        """The objective of some rows of the batch, or of all."""
+        chosen_map = self._map_of(self._rows[chosen])
+        return Objective(chosen_map, self._target[chosen], self._mask[chosen], self._options)
+
+    def _map_of(self, ids: torch.Tensor) -> Map:
+        """The site's map, one for all rows; where blocks read the token ids again, one with the rows' own ids."""
+        return self._map or site_map(self._subject, self._site, self._options, ids)
 
     def _draw(self, purpose: str, width: int) -> torch.Tensor:
         """Standard normal noise `[P × R, T, width]`, the same for a prompt whatever stands beside it."""
@@ -124,7 +126,7 @@ class Inversion:
     def descend_rows(self, chosen: slice, key: str) -> Descent:
         """`x_{n+1} = x_n − η_n ∇ loss(e(x_n))` for some rows at once; its state is saved, and taken up again."""
         options, space = self._options, self.space
-        objective = self.objective.rows(chosen)
+        objective = self.objective(chosen)
         x = self.starts()[chosen].clone()
         prior = space.prior if space.has_prior else None
         optimizer = make(options.optimizer, x, lambda values: objective(space.embeddings(values)), prior)
@@ -199,7 +201,7 @@ class Inversion:
         for first in range(0, len(self._rows), self._options.restarts):
             chosen = slice(first, first + self._options.restarts)
             with torch.no_grad():
-                found.append(self.objective.rows(chosen)(embeddings[chosen]))
+                found.append(self.objective(chosen)(embeddings[chosen]))
         return torch.cat(found)
 
     def figures(self) -> list[Figures]:

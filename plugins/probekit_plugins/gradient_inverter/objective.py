@@ -77,11 +77,3 @@ class Objective:
         if kind == "cosine":
             return angle
         return self._options.alpha * angle + self._options.beta * (flat - wanted).abs().sum(1)
-
-    def rows(self, chosen: slice) -> Objective:
-        """The objective of some rows of the batch."""
-        part = object.__new__(Objective)
-        part._map, part._options = self._map, self._options
-        part._target = self._target[chosen]
-        part._mask = None if self._mask is None else self._mask[chosen]
-        return part
