@@ -38,11 +38,12 @@ def probekit_load_model(spec: Any) -> tuple[Any, Any] | None:
 
 
 @hookspec(firstresult=True)
-def probekit_anatomy(model: Any) -> Mapping[str, str | None] | None:
+def probekit_anatomy(model: Any) -> Mapping[str, str | int | None] | None:
     """Declare where a model keeps its parts, as module paths.
 
     Keys: `blocks`, `embedding`, `norm`, `unembedding`; a key that is left out is found by structure, and None says
-    that the model has no such part. Return None if this is not a model of yours. The first result counts.
+    that the model has no such part. The key `sequence` is a number: the one length of prompts that the model takes,
+    where it does not take any. Return None if this is not a model of yours. The first result counts.
     """
 
 

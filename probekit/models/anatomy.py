@@ -24,7 +24,10 @@ from probekit.errors import ModelError, nearest
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a model, each with its module path. `norm` and `unembedding` are None where there is none."""
+    """The parts of a model, each with its module path. `norm` and `unembedding` are None where there is none.
+
+    `sequence` is the one number of tokens that the model takes, or None if it takes any.
+    """
 
     embedding: nn.Module
     embedding_path: str
@@ -34,6 +37,7 @@ class Anatomy:
     norm_path: str | None
     unembedding: nn.Module | None
     unembedding_path: str | None
+    sequence: int | None = None
 
     def block(self, index: int) -> nn.Module:
         return self.blocks[index]
@@ -47,26 +51,23 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-def find_anatomy(model: nn.Module, declared: Mapping[str, str | None] | None = None) -> Anatomy:
+def find_anatomy(model: nn.Module, declared: Mapping[str, str | int | None] | None = None) -> Anatomy:
     """Find the parts of a model; `declared` paths (keys `blocks`, `embedding`, `norm`, `unembedding`) override.
+
+    The declared key `sequence` is the one number of tokens that the model takes.
 
     Raises ModelError if a part that is needed is not there, or cannot be told from another.
     """
-    declared = dict(declared or {})
-    unknown = set(declared) - {"blocks", "embedding", "norm", "unembedding"}
-    if unknown:
-        raise ModelError(
-            f"A declared anatomy has the key '{min(unknown)}'; the keys are blocks, embedding, norm and unembedding."
-        )
+    declared_paths, sequence = _checked(declared or {})
     paths = {id(module): path for path, module in model.named_modules()}
-    blocks_path = declared.get("blocks") or _find_blocks(model)
+    blocks_path = declared_paths.get("blocks") or _find_blocks(model, sequence)
     block_list = module_at(model, blocks_path)
     if not isinstance(block_list, nn.ModuleList | nn.Sequential) or len(block_list) == 0:
         raise ModelError(f"'{blocks_path}' is a {type(block_list).__name__}, not a list of decoder blocks.")
     parts: dict[str, nn.Module | None] = {}
     for part, accessor in (("embedding", "get_input_embeddings"), ("unembedding", "get_output_embeddings")):
-        if part in declared:
-            path = declared[part]
+        if part in declared_paths:
+            path = declared_paths[part]
             parts[part] = module_at(model, path) if path else None
         else:
             parts[part] = _ask(model, accessor)
@@ -76,10 +77,11 @@ def find_anatomy(model: nn.Module, declared: Mapping[str, str | None] | None = N
             f"{type(model).__name__} does not say which module embeds its tokens; "
             "declare its path with the hook probekit_anatomy."
         )
-    if "norm" in declared:
-        norm = module_at(model, declared["norm"]) if declared["norm"] else None
+    if "norm" in declared_paths:
+        path = declared_paths["norm"]
+        norm = module_at(model, path) if path else None
     else:
-        norm = _find_norm(model, blocks_path, list(block_list), embedding)
+        norm = _find_norm(model, blocks_path, list(block_list), embedding, sequence)
     unembedding = parts["unembedding"]
     return Anatomy(
         embedding=embedding,
@@ -90,7 +92,29 @@ def find_anatomy(model: nn.Module, declared: Mapping[str, str | None] | None = N
         norm_path=None if norm is None else paths[id(norm)],
         unembedding=unembedding,
         unembedding_path=None if unembedding is None else paths.get(id(unembedding)),
+        sequence=sequence,
     )
+
+
+def _checked(declared: Mapping[str, str | int | None]) -> tuple[dict[str, str | None], int | None]:
+    """What is declared: the paths, and the one length of a sequence. Raises ModelError for anything else."""
+    unknown = set(declared) - {"blocks", "embedding", "norm", "unembedding", "sequence"}
+    if unknown:
+        raise ModelError(
+            f"A declared anatomy has the key '{min(unknown)}'; "
+            "the keys are blocks, embedding, norm, unembedding and sequence."
+        )
+    sequence = declared.get("sequence")
+    if sequence is not None and (type(sequence) is not int or sequence < 1):
+        raise ModelError(f"A declared anatomy has the sequence {sequence!r}; expected a number of tokens from 1 on.")
+    paths: dict[str, str | None] = {}
+    for part, path in declared.items():
+        if part == "sequence":
+            continue
+        if not (path is None or isinstance(path, str)):
+            raise ModelError(f"A declared anatomy has {part} {path!r}; expected the path of a module, or None.")
+        paths[part] = path
+    return paths, sequence
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
@@ -126,7 +150,7 @@ def _ask(model: nn.Module, accessor: str) -> nn.Module | None:
     return answer if isinstance(answer, nn.Module) else None
 
 
-def _find_blocks(model: nn.Module) -> str:
+def _find_blocks(model: nn.Module, sequence: int | None) -> str:
     count = getattr(text_config(model), "num_hidden_layers", None)
     lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     fitting: list[str] = [path for path, module in lists if len(module) == count]
@@ -135,7 +159,7 @@ def _find_blocks(model: nn.Module) -> str:
         return outermost[0]
     if len(outermost) > 1:
         first_blocks = {path: module_at(model, path + ".0") for path in outermost}
-        fired = [path for path, _ in _trace(model, first_blocks)]
+        fired = [path for path, _ in _trace(model, first_blocks, sequence)]
         if len(set(fired)) == 1:
             return fired[0]
     sizes = {path: len(module) for path, module in lists if len(module)}
@@ -151,7 +175,9 @@ def _outermost(paths: list[str]) -> list[str]:
     return [path for path in paths if not any(path.startswith(other + ".") for other in paths)]
 
 
-def _find_norm(model: nn.Module, blocks_path: str, blocks: list[nn.Module], embedding: nn.Module) -> nn.Module | None:
+def _find_norm(
+    model: nn.Module, blocks_path: str, blocks: list[nn.Module], embedding: nn.Module, sequence: int | None
+) -> nn.Module | None:
     parent_path = blocks_path.rpartition(".")[0]
     siblings = {
         name: module
@@ -159,7 +185,7 @@ def _find_norm(model: nn.Module, blocks_path: str, blocks: list[nn.Module], embe
         if module is not embedding and not isinstance(module, nn.ModuleList)
     }
     # Some models normalise their embeddings with a sibling too; what runs before the blocks costs next to nothing.
-    for name, _ in _trace(model, siblings, until=blocks[0]):
+    for name, _ in _trace(model, siblings, sequence, until=blocks[0]):
         siblings.pop(name, None)
     only_vectors = {
         name: module
@@ -169,7 +195,7 @@ def _find_norm(model: nn.Module, blocks_path: str, blocks: list[nn.Module], embe
     if len(only_vectors) == 1:
         return next(iter(only_vectors.values()))
     # A norm without parameters, or none at all: what runs after the last block, and changes what it gets, decides.
-    fired = _trace(model, {**siblings, "last block": blocks[-1]})
+    fired = _trace(model, {**siblings, "last block": blocks[-1]}, sequence)
     names = [name for name, _ in fired]
     if "last block" not in names:
         return None
@@ -186,10 +212,11 @@ class _FarEnough(BaseException):
 
 
 def _trace(
-    model: nn.Module, modules: Mapping[str, nn.Module], until: nn.Module | None = None
+    model: nn.Module, modules: Mapping[str, nn.Module], sequence: int | None, until: nn.Module | None = None
 ) -> list[tuple[str, torch.Size | None]]:
-    """Which of these modules ran in one forward over two tokens, in order, with the shape of what they returned, or
-    None if that is no tensor or just what they got. The forward ends where `until` begins.
+    """Which of these modules ran in one forward over two tokens, or as many as the model takes, in order, with the
+    shape of what they returned, or None if that is no tensor or just what they got. The forward ends where `until`
+    begins.
     """
     fired: list[tuple[str, torch.Size | None]] = []
 
@@ -204,7 +231,7 @@ def _trace(
     def end(_module: nn.Module, _inputs: Any) -> None:
         raise _FarEnough
 
-    tokens = torch.full((1, 2), neutral_token(model), device=next(model.parameters()).device)
+    tokens = torch.full((1, sequence or 2), neutral_token(model), device=next(model.parameters()).device)
     handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
     if until is not None:
         handles.append(until.register_forward_pre_hook(end))

@@ -46,7 +46,9 @@ def load_model(spec: ModelSpec, plugins: Plugins | None = None) -> LoadedModel:
     provided = plugins.first("probekit_load_model", spec=spec) if plugins else None
     if provided is not None:
         model, tokenizer = provided
-        facts: dict[str, Any] = {"source": "plugin"}
+        facts: dict[str, Any] = {"source": "plugin", "weights_sha256": state_hash(model)}
+        if tokenizer is None:
+            facts["tokenizer"] = "none (the plugin that loads the model gives none)"
     else:
         source = _source(spec.name)
         with quiet_libraries(), in_sentences(spec):
@@ -233,4 +235,19 @@ def weights_hash(folder: Path) -> str:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def state_hash(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a model's state, in its own order.
+
+    What is not there, because it is offloaded, counts by its name, type and shape.
+    """
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):  # a module may keep in its state what it likes
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        if not value.is_meta:
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

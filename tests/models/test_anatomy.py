@@ -133,7 +133,7 @@ def test_a_declared_path_to_no_list_is_an_error() -> None:
 
 
 def test_an_unknown_part_is_an_error_that_lists_the_parts() -> None:
-    with pytest.raises(ModelError, match="'layers'; the keys are blocks, embedding, norm and unembedding"):
+    with pytest.raises(ModelError, match="'layers'; the keys are blocks, embedding, norm, unembedding and sequence"):
         find_anatomy(OwnModel({"layers": 2}), {"layers": "layers"})
 
 
@@ -142,6 +142,71 @@ def test_blocks_can_be_declared_in_the_model_spec(tiny_gpt2: Callable[..., Path]
     assert probekit.load(str(folder), blocks="transformer.h").anatomy.blocks_path == "transformer.h"
     with pytest.raises(ModelError, match=r"no module 'transformer\.g'\. Did you mean 'transformer"):
         probekit.load(str(folder), blocks="transformer.g")
+
+
+# --- models of one length --------------------------------------------------------------------------------------------
+
+
+class FixedLength(OwnModel):
+    """Takes three tokens, no more and no fewer, and mixes them."""
+
+    def forward(self, input_ids: torch.Tensor) -> CausalLMOutput:
+        assert input_ids.shape[1] == 3
+        states = self.words(input_ids)
+        for name in self.runs:
+            for block in self.get_submodule(name):  # type: ignore[attr-defined]
+                states = block(states)[0] + states.roll(1, 1)
+        return CausalLMOutput(logits=self.head(self.after(states)))
+
+
+def test_a_model_of_one_length_is_only_run_at_that_length() -> None:
+    model = FixedLength({"layers": 2, "others": 2})
+    with pytest.raises(ModelError, match="does not run on token ids alone"):
+        probekit.Subject(model)
+    subject = probekit.Subject(model, anatomy={"sequence": 3})
+    assert (subject.anatomy.sequence, subject.anatomy.blocks_path) == (3, "layers")
+    assert subject.anatomy.norm is model.after
+    ids = subject.check_ids([1, 2, 3])
+    assert torch.equal(subject.layer_map("block.1")(subject.embed(ids)), subject.capture(ids, ["block.1"])["block.1"])
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [1, 2, 3, 4]])
+def test_a_prompt_of_another_length_is_refused_in_one_sentence(ids: list[int]) -> None:
+    subject = probekit.Subject(FixedLength({"layers": 2}), anatomy={"sequence": 3})
+    with pytest.raises(probekit.UsageError) as raised:
+        subject.check_ids(ids, "'some words'")
+    assert str(raised.value) == (
+        f"This model reads exactly 3 tokens; the prompt 'some words' has {len(ids)}. "
+        f"Give a prompt of 3, or a model made for {len(ids)}."
+    )
+
+
+def test_a_length_beyond_the_vocabulary_is_checked_with_tokens_that_there_are() -> None:
+    class TwoWords(FixedLength):
+        def __init__(self) -> None:
+            super().__init__({"layers": 2})
+            self.words = nn.Embedding(2, 8)
+
+    subject = probekit.Subject(TwoWords(), anatomy={"sequence": 3})
+    assert not subject.conditioned_on_ids
+
+
+def test_any_length_is_what_is_not_declared() -> None:
+    model = OwnModel({"layers": 2})
+    assert find_anatomy(model).sequence is None
+    assert find_anatomy(model, {"sequence": None}).sequence is None
+    assert probekit.Subject(model).check_ids([1] * 7).shape == (1, 7)
+
+
+@pytest.mark.parametrize("sequence", [0, -3, True, "3", 3.0])
+def test_a_declared_length_that_can_be_none_is_an_error(sequence: Any) -> None:
+    with pytest.raises(ModelError, match=rf"sequence {sequence!r}; expected a number of tokens from 1 on"):
+        find_anatomy(OwnModel({"layers": 2}), {"sequence": sequence})
+
+
+def test_a_declared_part_that_is_no_path_is_an_error() -> None:
+    with pytest.raises(ModelError, match=r"has blocks 3; expected the path of a module, or None"):
+        find_anatomy(OwnModel({"layers": 2}), {"blocks": 3})
 
 
 # --- the norm --------------------------------------------------------------------------------------------------------
