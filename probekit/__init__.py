@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from probekit.analysis import (
         Analysis,
         Context,
+        JointReport,
         Listener,
         Loop,
         Options,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from probekit.models.spec import ModelSpec
     from probekit.plugins import Plugins
     from probekit.report import Page, Token, TokenRow
-    from probekit.runs import Run, RunConfig, resume, run
+    from probekit.runs import Run, RunConfig, read_run, resume, run
     from probekit.runs.comparison import Comparison, compare
     from probekit.subject import DECODERS, Subject, load
 
@@ -42,6 +43,7 @@ _HOME = {
     "Comparison": "runs.comparison",
     "Context": "analysis",
     "DECODERS": "subject",
+    "JointReport": "analysis",
     "LayerMap": "forward",
     "Listener": "analysis",
     "Loop": "analysis",
@@ -66,6 +68,7 @@ _HOME = {
     "compare": "runs.comparison",
     "hookimpl": "hookspecs",
     "load": "subject",
+    "read_run": "runs",
     "resume": "runs",
     "run": "runs",
 }
@@ -77,6 +80,7 @@ __all__ = [
     "Anatomy",
     "Comparison",
     "Context",
+    "JointReport",
     "LayerMap",
     "Listener",
     "Loop",
@@ -101,6 +105,7 @@ __all__ = [
     "compare",
     "hookimpl",
     "load",
+    "read_run",
     "resume",
     "run",
 ]

@@ -38,12 +38,13 @@ class Subject:
         model: nn.Module,
         tokenizer: Any | None = None,
         *,
-        anatomy: Mapping[str, str | None] | None = None,
+        anatomy: Mapping[str, str | int | None] | None = None,
         facts: Mapping[str, Any] | None = None,
         settled: bool = False,
     ) -> None:
-        """Wrap a model. `anatomy` declares module paths that override what structure says; `settled` says that the
-        model is in eval mode and frozen already, as `load` leaves it.
+        """Wrap a model. `anatomy` declares module paths that override what structure says, and the `sequence` of a
+        model that takes one number of tokens only; `settled` says that the model is in eval mode and frozen already,
+        as `load` leaves it.
 
         Raises ModelError if the anatomy is not found, or if substituting a prompt's embeddings does not give what the
         plain forward gives.
@@ -101,7 +102,8 @@ class Subject:
     def check_ids(self, ids: Sequence[int], what: str = "the prompt") -> torch.Tensor:
         """Token ids as a `[1, sequence]` tensor.
 
-        Raises UsageError if there are none, if one is outside the vocabulary, or if they are longer than the context.
+        Raises UsageError if there are none, if one is outside the vocabulary, if they are longer than the context, or
+        if the model takes another number of them.
         """
         if not ids:
             raise UsageError(f"The prompt {what} has no tokens; give a prompt with at least one.")
@@ -111,8 +113,14 @@ class Subject:
                 f"The token id {outside[0]} is outside the vocabulary of this model; "
                 f"ids go from 0 to {self.vocabulary - 1}."
             )
+        shown = what if len(what) <= 60 else what[:60] + "…"
+        taken = self.anatomy.sequence
+        if taken is not None and len(ids) != taken:
+            raise UsageError(
+                f"This model reads exactly {taken} {'token' if taken == 1 else 'tokens'}; the prompt {shown} has "
+                f"{len(ids)}. Give a prompt of {taken}, or a model made for {len(ids)}."
+            )
         if self.context is not None and len(ids) > self.context:
-            shown = what if len(what) <= 60 else what[:60] + "…"
             raise UsageError(
                 f"The prompt {shown} has {len(ids)} tokens, but the model's context is {self.context}; shorten it."
             )
@@ -175,6 +183,18 @@ class Subject:
     def edit(self, site: str, function: Callable[[torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
         """Replace the activation `a` at a site by `function(a)` while the returned context is open."""
         return forward.edited(forward.find_site(self.model, self.anatomy, site), function)
+
+    def generate(
+        self, input_ids: torch.Tensor, seed: int = 0, logits_processor: Sequence[Any] = (), **settings: Any
+    ) -> torch.Tensor:
+        """The model's own continuation: `[batch, sequence]` → `[batch, sequence + new]`, without padding in the input.
+
+        `settings` are those of transformers' `GenerationConfig` (`max_new_tokens=64, do_sample=True, top_p=0.9`), with
+        nothing but what the model's own leaves open; `seed` is that of sampling. Raises UsageError if the model cannot
+        generate, or for settings that are not there.
+        """
+        with resting(self.model, self._settled):
+            return forward.generate(self.model, input_ids.to(self.device), seed, logits_processor, settings)
 
     @cached_property
     def head_width(self) -> int | None:
@@ -291,8 +311,9 @@ class Subject:
         """Whether the first block gets the same from substituted embeddings as from their ids; True if it needs the
         ids too.
         """
-        count = min(4, self.vocabulary, self.context or 4)
-        ids = torch.arange(self.vocabulary - count, self.vocabulary, device=self.device)[None]
+        count = self.anatomy.sequence or min(4, self.vocabulary, self.context or 4)
+        # The last rows of the embedding, from the end again where a sequence is longer than the vocabulary.
+        ids = torch.arange(self.vocabulary - count, self.vocabulary, device=self.device)[None] % self.vocabulary
         site = forward.find_site(self.model, self.anatomy, "block.0")
         embeddings = self.embed(ids)
         plain = self.capture(ids, ["block.0"])["block.0"]

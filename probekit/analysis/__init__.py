@@ -6,6 +6,7 @@ Importing this imports neither torch nor transformers, so that plugins can be li
 
 from probekit.analysis.base import Analysis
 from probekit.analysis.context import Context, Listener, Loop, Progress
+from probekit.analysis.joint import JointReport
 from probekit.analysis.options import Options, Sites, parse_options, site_expressions
 from probekit.analysis.prompt import Prompt
 from probekit.analysis.result import Result, TokenSequence
@@ -13,6 +14,7 @@ from probekit.analysis.result import Result, TokenSequence
 __all__ = [
     "Analysis",
     "Context",
+    "JointReport",
     "Listener",
     "Loop",
     "Options",

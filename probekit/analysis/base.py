@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from probekit.analysis.context import Context
+from probekit.analysis.joint import JointReport
 from probekit.analysis.options import Options
 from probekit.analysis.prompt import Prompt
 from probekit.analysis.result import Result
@@ -24,10 +25,15 @@ class Analysis(Generic[OptionsT]):
     A subclass names its options as the type argument, `class Norms(Analysis[NormOptions])`, and has a `name`; the
     first line of its docstring is what `probekit plugins` shows. Keep torch out of the module's top level: import it
     in `run`.
+
+    An analysis that `consumes` something, such as `("token-sequences",)`, runs after the others of a run and finds
+    their results in `self.context.results`. Analyses with the same `joint_report` are compared on a page on top.
     """
 
     name: ClassVar[str] = ""
     options_model: ClassVar[type[Options]] = Options
+    consumes: ClassVar[tuple[str, ...]] = ()
+    joint_report: ClassVar[JointReport | None] = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+    from probekit.analysis.result import Result
 
 # A value of progress is turned into a number, which waits for the device, at most this often.
 SECONDS_BETWEEN_UPDATES = 0.1
@@ -135,12 +137,22 @@ class Loop(Progress):
 
 
 class Context:
-    """Given to an analysis as `self.context`. `Context()` is silent and saves nothing, for calls outside a run."""
+    """Given to an analysis as `self.context`. `Context()` is silent and saves nothing, for calls outside a run.
+
+    `results` are those of the run's analyses that are done, by name, as read back from disk; an analysis that
+    `consumes` runs after the others, so that they are there.
+    """
 
     def __init__(
-        self, seed: int = 0, analysis: str = "", listener: Listener | None = None, store: Store | None = None
+        self,
+        seed: int = 0,
+        analysis: str = "",
+        listener: Listener | None = None,
+        store: Store | None = None,
+        results: Mapping[str, Result] | None = None,
     ) -> None:
         self.seed = seed
+        self.results: dict[str, Result] = dict(results or {})
         self._analysis = analysis
         self._listener: Listener = listener or Silent()
         self._store: Store = store or Forgetful()

@@ -104,7 +104,9 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -
         merged["prompts"] = [DEFAULT_PROMPT]
     names = list(dict.fromkeys(merged.get("plugins", [DEFAULT_PLUGIN])))
     merged["plugins"] = names
-    analyses = {name: plugins.analysis(name) for name in names}
+    found = {name: plugins.analysis(name) for name in names}
+    # Those that read the others' results come after them.
+    analyses = dict(sorted(found.items(), key=lambda item: bool(item[1].consumes)))
     merged["options"] = {}
     for layer, values in layers:
         for name, chosen in _by_analysis(values.get("options", {}), names, plugins).items():

@@ -24,6 +24,7 @@ from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES, FileStore, StopFlag
 from probekit.runs.command import command_line
 from probekit.runs.config import Resolved, read_config, resolve
 from probekit.runs.directory import SCHEMA, RunDirectory, encode_json
+from probekit.runs.joint import compare_jointly
 from probekit.runs.outcome import Run
 from probekit.runs.prompts import encode_prompts
 from probekit.runs.render import render
@@ -212,7 +213,7 @@ def _analyse(
     subject, prompts = loaded
     timings = directory.read_json("timings.json")
     manifest["status"] = "running"
-    outcome = Run(directory.path)
+    outcome = Run(directory.path, manifest=manifest)
     stop = StopFlag()
     interrupted = False
     with stop.on_interrupt(recorder.show):
@@ -232,7 +233,7 @@ def _analyse(
                     subject,
                     prompts,
                     directory,
-                    Context(resolved.config.seed, name, recorder, store),
+                    Context(resolved.config.seed, name, recorder, store, outcome.results),
                 )
                 manifest["analyses"][name] = {"status": "done"}
                 store.clear()
@@ -252,6 +253,7 @@ def _analyse(
             finally:
                 timings["analyses"][name] = timings["analyses"].get(name, 0.0) + time.perf_counter() - began
                 directory.write_json("timings.json", timings)
+    compare_jointly(directory, manifest, resolved.analyses, outcome)
     outcome.status = "interrupted" if interrupted else "failed" if outcome.failures else "done"
     manifest["status"] = outcome.status
     render(directory, manifest)

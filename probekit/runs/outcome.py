@@ -8,16 +8,21 @@ from typing import Any
 
 from probekit.analysis import Result
 from probekit.errors import AnalysisError, UsageError
+from probekit.runs.directory import RunDirectory
 
 
 @dataclass
 class Run:
-    """What a run came to: its directory, its status (`done`, `failed`, `interrupted`), the results and the failures."""
+    """What a run came to: its directory, its status (`done`, `failed`, `interrupted`), the results and the failures.
+
+    `manifest` is what `run.json` says of it: the configuration, the model, the prompts, the versions.
+    """
 
     path: Path
     status: str = "running"
     results: dict[str, Result] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
 
     @property
     def report_path(self) -> Path:
@@ -42,3 +47,24 @@ class Run:
         }
         analyses |= {name: {"status": "failed", "error": text, "metrics": {}} for name, text in self.failures.items()}
         return {"run": str(self.path), "report": str(self.report_path), "status": self.status, "analyses": analyses}
+
+
+def read_run(path: str | Path) -> Run:
+    """A saved run with the results of those of its analyses that are done.
+
+    Raises UsageError with one sentence if there is none at this path, or if it is damaged or of another version.
+    """
+    path = Path(path)
+    directory = RunDirectory.open(path)
+    manifest = directory.read_json("run.json")
+    try:
+        entries = dict(manifest["analyses"])
+        outcome = Run(path, manifest["status"], manifest=manifest)
+        for name, entry in entries.items():
+            if entry["status"] == "done":
+                outcome.results[name] = Result.read(directory.analysis(name))
+            elif "error" in entry:
+                outcome.failures[name] = entry["error"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(f"The file '{path / 'run.json'}' is damaged: {type(error).__name__} {error}.") from None
+    return outcome

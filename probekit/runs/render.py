@@ -7,6 +7,7 @@ from typing import Any
 from probekit.errors import UsageError
 from probekit.report import Document, Page, render_html, render_markdown
 from probekit.runs.directory import RunDirectory
+from probekit.runs.joint import JOINT_FILE
 
 
 def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> None:
@@ -30,14 +31,18 @@ def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> N
 def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
     configuration, model = manifest["configuration"], manifest.get("model", {})
     analyses = manifest.get("analyses", {})
-    pages = [
+    joint = manifest.get("joint", {})
+    drawn = any(entry["status"] == "done" for entry in joint.values())
+    joint_pages = directory.read_json(JOINT_FILE)["pages"] if drawn else []
+    pages = [(page.title, page) for page in map(Page.from_json, joint_pages)]
+    pages += [
         (name, Page.from_json(directory.read_json(f"analyses/{name}/page.json")))
         for name, entry in analyses.items()
         if entry["status"] == "done"
     ]
     failures = [
         (name, entry.get("error", f"The analysis is {entry['status']}."))
-        for name, entry in analyses.items()
+        for name, entry in [*analyses.items(), *joint.items()]
         if entry["status"] != "done"
     ]
     spec = configuration["model"]

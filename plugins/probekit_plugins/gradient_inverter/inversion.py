@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import AnalysisError, Result, UsageError
+from probekit_plugins.batches import in_parts
 from probekit_plugins.gradient_inverter.objective import Map, Objective, matched_positions, site_map
 from probekit_plugins.gradient_inverter.optimizers import make, rate_at
 from probekit_plugins.gradient_inverter.scoring import Figures, store, summarise
@@ -167,21 +168,8 @@ class Inversion:
 
     def descend(self) -> Descent:
         """All rows, in as few batches as memory allows; each finished batch is kept for a run that is resumed."""
-        rows = self._options.rows_at_once or len(self._rows)
-        while True:
-            try:
-                parts = []
-                for first in range(0, len(self._rows), rows):
-                    chosen = slice(first, min(first + rows, len(self._rows)))
-                    parts.append(self._descend_once(chosen))
-                return Descent.joined(parts)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or rows == 1:
-                    raise
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            rows = -(-rows // 2)
-            self._context.log(f"Out of memory at {self._site}; going on with {rows} rows at once.")
+        parts = in_parts(len(self._rows), self._options.rows_at_once, self._descend_once, self._context.log, self._site)
+        return Descent.joined(parts)
 
     def _descend_once(self, chosen: slice) -> Descent:
         key = f"{self._site}/rows {chosen.start} to {chosen.stop}"
@@ -232,8 +220,3 @@ class Inversion:
                 )
             )
         return found
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on CUDA or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

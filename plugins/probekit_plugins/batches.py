@@ -1,0 +1,32 @@
+"""Rows of a batch in as few parts as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+Part = TypeVar("Part")
+
+
+def in_parts(
+    count: int, at_once: int | None, compute: Callable[[slice], Part], log: Callable[[str], None], where: str
+) -> Sequence[Part]:
+    """`compute` of slices that cover `count` rows: all at once or `at_once`, halved while memory runs out."""
+    rows = at_once or count
+    while True:
+        try:
+            return [compute(slice(first, min(first + rows, count))) for first in range(0, count, rows)]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or rows == 1:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        rows = -(-rows // 2)
+        log(f"Out of memory at {where}; going on with {rows} rows at once.")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on CUDA or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

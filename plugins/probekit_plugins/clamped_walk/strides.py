@@ -1,0 +1,80 @@
+"""The steps of the clamped walk: a shift of one side of the embedding, and a descent on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from probekit import Result
+from probekit_plugins.walks.journey import Track
+from probekit_plugins.walks.scoring import walk
+from probekit_plugins.walks.walkers import Walkers, norms
+
+if TYPE_CHECKING:
+    from probekit import Context, Prompt, Subject
+    from probekit_plugins.clamped_walk import ClampedWalkOptions
+
+
+def run(subject: Subject, prompts: Sequence[Prompt], options: ClampedWalkOptions, context: Context) -> Result:
+    """One walk for each number of inner steps, all with the same shifts, and the shifts alone."""
+    noise = options.noise or float(subject.embedding_matrix.std()) / 2
+
+    def track(inner: int, name: str, control: bool = False) -> Track:
+        return Track(name, lambda walkers: Clamped(walkers, options, noise, inner), control)
+
+    def tracks(_: Walkers) -> list[Track]:
+        found = [track(inner, f"inner {inner}") for inner in dict.fromkeys(options.inner)]
+        return [*found, track(0, "shifts alone", control=True)] if options.control else found
+
+    result = walk(subject, prompts, options, context, tracks)
+    result.metrics["noise"] = noise
+    return result
+
+
+class Clamped:
+    """`u`: noise on `[i:]`, then `inner` steps of `−ε ∇‖O_l(e) − t‖₁` on `[:i]`; i is the same for all positions."""
+
+    def __init__(self, walkers: Walkers, options: ClampedWalkOptions, noise: float, inner: int) -> None:
+        self._walkers, self._options, self._inner = walkers, options, inner
+        self._sigma = noise if options.noise_scale == "code" else noise**2
+        given = options.learning_rate
+        self._rate = None if given is None else torch.full((len(walkers),), given, device=walkers.embeddings.device)
+
+    def __call__(self, embeddings: torch.Tensor, step: int) -> torch.Tensor:
+        noise, clamped = self._shift(step)
+        moved = embeddings + noise
+        for _ in range(self._inner):
+            leaf = moved.detach().requires_grad_()
+            with torch.enable_grad():
+                loss = self._walkers.loss(leaf).sum()
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            if self._rate is None:
+                self._rate = self._chosen_rate(noise, gradient)
+            moved = moved - self._rate[:, None, None] * gradient.masked_fill(clamped, 0)
+        return moved - embeddings
+
+    def _shift(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The noise `[B, T, d]`, and which columns it fills, `[B, 1, d]`."""
+        width = self._walkers.embeddings.shape[-1]
+        generators = list(self._walkers.generators(f"shift {step}"))
+        index = torch.tensor([int(torch.randint(width, (), generator=generator)) for generator in generators])
+        above = torch.arange(width)[None] >= index[:, None]
+        clamped = above if self._options.shifted == "above" else ~above
+        clamped = clamped[:, None].to(self._walkers.embeddings.device)
+        return self._sigma * self._walkers.noise(iter(generators)) * clamped, clamped
+
+    def _chosen_rate(self, noise: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """ε for which a step along the whole gradient is `relative_rate` times as long as noise on every column."""
+        walkers = self._walkers
+        lengths = torch.tensor(walkers.lengths, device=noise.device) * noise.shape[-1]
+        full = self._sigma * lengths.double().sqrt()
+        rate: torch.Tensor = self._options.relative_rate * full / norms(gradient, 2)
+        return rate.to(gradient.dtype)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {} if self._rate is None else {"rate": self._rate}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._rate = state.get("rate", self._rate)

@@ -1,0 +1,159 @@
+"""The Jacobian of a layer map, `J = ∂O_l/∂e`, without ever holding it: products, and what Krylov spaces tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Map = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Jacobian:
+    """`J` at one point for each row of a batch: `J v` and `Jᵀ u`, `[B, T, d]` ↔ `[B, T, w]`, zero at padding.
+
+    One forward pass, then about one backward pass for a product. `Jᵀu` is the backward pass itself. It is linear in u,
+    so `Jv` is its derivative: a backward pass through the backward pass. That needs no forward-mode derivatives, which
+    quantised layers do not have; fused attention has no second derivative, so attention is computed by its formula.
+    """
+
+    def __init__(self, layer_map: Map, embeddings: torch.Tensor, mask: torch.Tensor) -> None:
+        """`mask`, `[B, T, 1]`, is 0 at padding."""
+        self._input = embeddings.detach().requires_grad_()
+        self._mask = mask
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            self._output = layer_map(self._input)
+            self._output = self._output * mask.to(self._output)
+            self._cotangent = torch.zeros_like(self._output, requires_grad=True)
+            (self._pulled,) = torch.autograd.grad(self._output, self._input, self._cotangent, create_graph=True)
+
+    @property
+    def output(self) -> torch.Tensor:
+        """`O(e)`, zero at padding."""
+        return self._output.detach()
+
+    def times(self, vectors: torch.Tensor) -> torch.Tensor:
+        """`J v`, in float64."""
+        given = (vectors * self._mask).to(self._pulled)
+        with sdpa_kernel(SDPBackend.MATH):
+            (found,) = torch.autograd.grad(self._pulled, self._cotangent, given, retain_graph=True)
+        return found.double()
+
+    def transposed_times(self, vectors: torch.Tensor) -> torch.Tensor:
+        """`Jᵀ u`, in float64."""
+        with sdpa_kernel(SDPBackend.MATH):
+            (found,) = torch.autograd.grad(self._output, self._input, vectors.to(self._output), retain_graph=True)
+        return (found * self._mask).double()
+
+    def precision(self) -> float:
+        """The relative rounding error of a product's arithmetic."""
+        return max(torch.finfo(self._output.dtype).eps, torch.finfo(self._input.dtype).eps)
+
+
+@dataclass
+class Bidiagonal:
+    """`J V = U B` with orthonormal columns, and `Jᵀ U = V Bᵀ + β v′ eᵀ`: what k products with J and Jᵀ each have found.
+
+    For each of B rows: `right` are the columns of V, `[B, k, T, d]`, `left` those of U, `[B, k, T, w]`, `matrix` is the
+    upper bidiagonal `B`, `[B, k, k]`, `rest` is β, `[B]`.
+    """
+
+    right: torch.Tensor
+    left: torch.Tensor
+    matrix: torch.Tensor
+    rest: torch.Tensor
+
+    def triplets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Approximate singular values of J, falling, `[B, k]`; their left and right vectors in the bases U and V, as
+        columns, `[B, k, k]`; and their residuals, `[B, k]`.
+
+        `‖J v‖ = σ` holds for each, up to rounding, and `‖Jᵀu − σ v‖` is the residual: a singular value of J lies no
+        farther than that from σ.
+        """
+        left, values, right = torch.linalg.svd(self.matrix)
+        return values, left, right.mT, self.rest[:, None] * left[:, -1].abs()
+
+    def combine(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """`V c`: coefficients `[B, k, q]` → `[B, q, T, d]`."""
+        return torch.einsum("bktd,bkq->bqtd", self.right, coefficients)
+
+
+def bidiagonalise(
+    jacobian: Jacobian,
+    start: torch.Tensor,
+    iterations: int,
+    fill: Callable[[torch.Size], torch.Tensor],
+    progress: Callable[[], None] = lambda: None,
+) -> Bidiagonal:
+    """Golub and Kahan's bidiagonalisation from `start`, `[B, T, d]`, with full reorthogonalisation, in float64.
+
+    `iterations` is at most the number of entries of a row that are no padding. Where a basis is exhausted before that,
+    as with an invariant subspace, it goes on with noise from `fill(shape)`, so that zeros are counted as often as they
+    are there. Source: Golub and Kahan 1965; Simon and Zha 2000.
+    """
+    batch = start.shape[0]
+    tolerance = jacobian.precision() * start[0].numel() ** 0.5
+    right: list[torch.Tensor] = []
+    left: list[torch.Tensor] = []
+    matrix = torch.zeros(batch, iterations, iterations, dtype=torch.float64, device=start.device)
+    scale = torch.zeros(batch, dtype=torch.float64, device=start.device)
+
+    def add(basis: list[torch.Tensor], vector: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The next vector of a basis, and its length before it was normalised; 0 where noise took its place."""
+        flat = _reorthogonalised(vector.flatten(1), basis)
+        length: torch.Tensor = torch.linalg.vector_norm(flat, dim=1)
+        exhausted = length <= tolerance * scale
+        if bool(exhausted.any()):
+            noise = fill(vector.shape).to(vector) * mask.to(vector)
+            noise = _reorthogonalised(torch.nn.functional.normalize(noise.flatten(1), dim=1), basis)
+            flat = torch.where(exhausted[:, None], noise, flat)
+            length = torch.where(exhausted, 0, length)
+        basis.append(torch.nn.functional.normalize(flat, dim=1))
+        return length
+
+    mask = jacobian._mask
+    rest = add(right, start.double() * mask, mask)
+    for column in range(iterations):
+        pushed = jacobian.times(right[-1].view(start.shape))
+        diagonal = add(left, pushed, mask)
+        matrix[:, column, column] = diagonal
+        scale = torch.maximum(scale, diagonal)
+        rest = add(right, jacobian.transposed_times(left[-1].view(pushed.shape)), mask)
+        if column + 1 < iterations:
+            matrix[:, column, column + 1] = rest
+        progress()
+    right.pop()
+    return Bidiagonal(
+        torch.stack(right, 1).view(batch, iterations, *start.shape[1:]),
+        torch.stack(left, 1).view(batch, iterations, *pushed.shape[1:]),
+        matrix,
+        rest,
+    )
+
+
+def _reorthogonalised(vector: torch.Tensor, basis: list[torch.Tensor]) -> torch.Tensor:
+    """`[B, n]` without its parts along a basis; twice is enough."""
+    if basis:
+        columns = torch.stack(basis, 1)
+        for _ in range(2):
+            vector = vector - torch.einsum("bk,bkn->bn", torch.einsum("bkn,bn->bk", columns, vector), columns)
+    return vector
+
+
+def dense(layer_map: Map, embeddings: torch.Tensor, rows_at_once: int = 256) -> torch.Tensor:
+    """`J` itself for one prompt, `[T, d]` → `[T w, T d]` in float64, row by row: for small models, as a reference."""
+    with torch.enable_grad():
+        width = layer_map(embeddings[None]).shape[-1]
+    count = embeddings.shape[0] * width
+    found = []
+    for first in range(0, count, rows_at_once):
+        entries = torch.arange(first, min(first + rows_at_once, count), device=embeddings.device)
+        leaf = embeddings.expand(len(entries), -1, -1).detach().clone().requires_grad_()
+        with torch.enable_grad():
+            output = layer_map(leaf).flatten(1)
+            picked = output.gather(1, entries[:, None].to(output.device)).sum()
+        (gradient,) = torch.autograd.grad(picked, leaf)
+        found.append(gradient.flatten(1).double())
+    return torch.cat(found)

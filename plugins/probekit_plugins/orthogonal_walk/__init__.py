@@ -1,0 +1,63 @@
+"""Orthogonal walk: steps orthogonal to the gradient of a layer's summed activation.
+
+Source: Sentence Representation with Language Models, section "Orthogonal Walk Representations".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+import probekit
+from probekit_plugins.walks.options import SIDE_BY_SIDE, WalkOptions
+
+if TYPE_CHECKING:
+    from probekit import Page, Prompt, Result, Subject
+
+
+class OrthogonalWalkOptions(WalkOptions):
+    """Options of the orthogonal walk; the source page's code is `direction = "svd-last"`, its formula `"svd-first"`."""
+
+    step_size: float = Field(0.01, gt=0, description="η, the L2 length of the step at each position.")
+    direction: Literal["projected", "svd-first", "svd-last", "svd-random"] = Field(
+        "projected",
+        description="A random vector projected off the gradient's rows (QR), or a row of Vᴴ past the sequence length.",
+    )
+    broadcast: bool = Field(
+        True, description="Move all positions along one vector; else each along a vector of its own."
+    )
+
+
+class OrthogonalWalk(probekit.Analysis[OrthogonalWalkOptions]):
+    """Moves the input orthogonally to the gradient of the summed activation, which should not change it, and measures.
+
+    `e_{n+1} = e_n + η v` with `g v = 0` for `g = ∇_e Σ O_l(e_n)`, of shape sequence × d. The control takes random
+    directions of the same length.
+    """
+
+    name = "orthogonal-walk"
+    joint_report = SIDE_BY_SIDE
+
+    def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
+        from probekit_plugins.orthogonal_walk.strides import run
+
+        return run(subject, prompts, self.options, self.context)
+
+    def report(self, result: Result, page: Page) -> None:
+        from probekit_plugins.walks.page import draw
+
+        draw(
+            result,
+            page,
+            self.options,
+            f"Each step goes η = {self.options.step_size:g} along a unit vector v that is orthogonal to every row of "
+            "g = ∇ΣO, the gradient of the summed activation. That keeps the sum as it is to first order, and only the "
+            "sum: the activation has as many other entries to change.",
+        )
+
+
+@probekit.hookimpl
+def probekit_analyses() -> list[type[probekit.Analysis[OrthogonalWalkOptions]]]:
+    return [OrthogonalWalk]

@@ -1,0 +1,148 @@
+"""From journeys to a result: the same tensors, tables, token sequences and metrics for every walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from statistics import median
+from typing import TYPE_CHECKING
+
+from probekit import Result, TokenSequence, UsageError
+from probekit_plugins.walks.journey import Journey, Track, journey
+from probekit_plugins.walks.walkers import Walkers
+
+if TYPE_CHECKING:
+    from probekit import Context, Prompt, Subject
+    from probekit_plugins.walks.options import WalkOptions
+
+Scalar = str | int | float | bool | None
+
+
+def walk(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    options: WalkOptions,
+    context: Context,
+    tracks: Callable[[Walkers], Sequence[Track]],
+) -> Result:
+    """Walk every track from every prompt at every site, and put what came of it into one result.
+
+    Raises UsageError for an unknown site or decoder, AnalysisError if a walk leaves the finite numbers.
+    """
+    sites = subject.expand_sites(options.sites)
+    if options.top_k > subject.vocabulary:
+        raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {subject.vocabulary} tokens.")
+    result = Result(tables={"walkers": []}, sequences={"prompt": [], "walk": []})
+    for site in sites:
+        walkers = Walkers(subject, prompts, site, options.walkers, context)
+        for track in tracks(walkers):
+            found = journey(walkers, track, options, context)
+            for number, prompt in enumerate(prompts):
+                _store(result, found, subject, prompt, number, site, track, options)
+        result.sequences["prompt"] += [
+            TokenSequence(prompt.input_ids[0].tolist(), prompt.tokens, {"prompt": number, "site": site})
+            for number, prompt in enumerate(prompts)
+        ]
+    _summarise(result)
+    if subject.conditioned_on_ids:
+        result.notes.append(
+            "Conditioned on ids: blocks of this model read the token ids again, and were given the prompt's own along "
+            "the whole walk."
+        )
+    if getattr(subject.model, "is_loaded_in_8bit", False):
+        result.notes.append("int8: rows of one batch influence each other slightly, through shared outlier columns.")
+    return result
+
+
+def _store(
+    result: Result,
+    found: Journey,
+    subject: Subject,
+    prompt: Prompt,
+    number: int,
+    site: str,
+    track: Track,
+    options: WalkOptions,
+) -> None:
+    """One prompt's share of a journey."""
+    count, length = options.walkers, len(prompt.tokens)
+    chosen = slice(number * count, (number + 1) * count)
+    prefix = f"{number}/{site}/{track.name}"
+    for field in fields(Journey):
+        tensor = getattr(found, field.name)
+        if field.name == "embeddings":
+            tensor = tensor[chosen, :length]
+        elif field.name == "ids":
+            tensor = tensor[:, chosen, :length]
+        elif field.name != "steps":
+            tensor = tensor[:, chosen]
+        result.tensors[f"{prefix}/{field.name}"] = tensor
+    ids = result.tensors[f"{prefix}/ids"].cpu()
+    truth = prompt.input_ids[0].cpu()
+    changed = (ids[..., 0] != truth).sum(-1)
+    result.tensors[f"{prefix}/changed"] = changed
+    labels: dict[str, Scalar] = {"prompt": number, "site": site, "track": track.name}
+    for walker in range(count):
+        # Every step of the first walker, and the end of the others.
+        last = len(found.steps) - 1
+        for index in range(last + 1) if walker == 0 else (last,):
+            for rank in range(ids.shape[-1]) if index == last else (0,):
+                sequence = ids[index, walker, :, rank].tolist()
+                where = {"walker": walker, "step": int(found.steps[index]), "rank": rank}
+                result.sequences["walk"].append(TokenSequence(sequence, subject.tokens(sequence), {**labels, **where}))
+        row = {name: _end(result, f"{prefix}/{name}", walker) for name in ("input_l1", "input_l2")}
+        row |= {name: _end(result, f"{prefix}/{name}", walker) for name in ("output_l1", "output_l2")}
+        angles = result.tensors[f"{prefix}/orthogonality"][:, walker]
+        result.tables["walkers"].append(
+            {
+                **labels,
+                "control": track.control,
+                "walker": walker,
+                **row,
+                **_ratios(result, prefix, row, walker),
+                "orthogonality": float(angles.max()),
+                "product": float(result.tensors[f"{prefix}/product"][:, walker].max()),
+                "changed": int(changed[-1, walker]),
+                "changed_share": int(changed[-1, walker]) / length,
+                "text": subject.text(ids[-1, walker, :, 0]),
+            }
+        )
+
+
+def _end(result: Result, name: str, walker: int) -> float:
+    return float(result.tensors[name][-1, walker])
+
+
+def _ratios(result: Result, prefix: str, row: dict[str, float], walker: int) -> dict[str, Scalar]:
+    """`r = d_i / d_o` at the end, and `r / r_noise`: the median over draws of the noise's d_o, over this d_o."""
+    found: dict[str, Scalar] = {}
+    for order in ("l1", "l2"):
+        output, noise = row[f"output_{order}"], result.tensors[f"{prefix}/noise_{order}"][-1, walker]
+        found[f"r_{order}"] = row[f"input_{order}"] / output if output else None
+        found[f"r_over_noise_{order}"] = median(noise.tolist()) / output if output else None
+    return found
+
+
+def _summarise(result: Result) -> None:
+    """Metrics by site and track over prompts and walkers, and the finding."""
+    rows = result.tables["walkers"]
+    shown = []
+    for site, track in dict.fromkeys((str(row["site"]), str(row["track"])) for row in rows):
+        chosen = [row for row in rows if row["site"] == site and row["track"] == track]
+        key = f"{site}/{track}"
+        for name in ("r_l1", "r_l2", "r_over_noise_l1", "r_over_noise_l2", "input_l2", "output_l2", "changed_share"):
+            values = [float(value) for row in chosen if (value := row[name]) is not None]
+            for figure, of in (("median", median), ("min", min), ("max", max)):
+                result.metrics[f"{key}/{name}_{figure}"] = of(values) if values else None
+        result.metrics[f"{key}/orthogonality_max"] = max(float(row["orthogonality"] or 0) for row in chosen)
+        if not chosen[0]["control"]:
+            shown.append(f"at {site} ({track}) {_finding(result, key)}")
+    result.finding = f"At the end of the walk, r₂ = d_i / d_o is {'; '.join(shown)}."
+
+
+def _finding(result: Result, key: str) -> str:
+    r, noise = result.metrics[f"{key}/r_l2_median"], result.metrics[f"{key}/r_over_noise_l2_median"]
+    changed = float(result.metrics[f"{key}/changed_share_median"] or 0)
+    if r is None or noise is None:
+        return f"infinite, since the activation did not move, with {changed:.0%} of the tokens changed"
+    return f"{float(r):.3g}, {float(noise):.3g} times that of noise, with {changed:.0%} of the tokens changed"

@@ -1,0 +1,100 @@
+"""Walkers: where walks start, as one batch of independent rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from probekit import Context, Prompt, Subject
+
+
+class Walkers:
+    """P prompts × K walkers = B rows of up to T positions, at one site: `e*`, the target `t = O_l(e*)`, the layer map.
+
+    Shorter prompts are padded on the right, which the positions before do not see in a causal model; no distance, loss
+    or step has a share of the padding.
+    """
+
+    def __init__(self, subject: Subject, prompts: Sequence[Prompt], site: str, count: int, context: Context) -> None:
+        """Raises AnalysisError if the embeddings or the activation of a prompt are not finite."""
+        lengths = [len(prompt.tokens) for prompt in prompts]
+        ids = prompts[0].input_ids[0, 0].repeat(len(prompts), max(lengths))
+        for row, prompt, length in zip(ids, prompts, lengths, strict=True):
+            row[:length] = prompt.input_ids[0]
+        self.subject, self.site = subject, site
+        self._context = context
+        self._rows = [(prompt, walker) for prompt in range(len(prompts)) for walker in range(count)]
+        self.lengths = [lengths[prompt] for prompt, _ in self._rows]
+        self._ids = ids.repeat_interleave(count, 0)
+        embeddings = subject.embed(ids)
+        subject.check_finite(embeddings, "The token embedding")
+        # Walked in fp32 at least, whatever the precision of the model.
+        precision = embeddings.dtype if embeddings.dtype == torch.float64 else torch.float32
+        embeddings = embeddings.to(precision)
+        self.embeddings = embeddings.repeat_interleave(count, 0)
+        self.layer_map = subject.layer_map(site, input_ids=ids if subject.conditioned_on_ids else None)
+        with torch.no_grad():
+            target = self.layer_map(embeddings)
+        subject.check_finite(target, f"The activation at {site}")
+        self.target = target.repeat_interleave(count, 0)
+        self._find_map()
+        inside = torch.arange(ids.shape[1])[None] < torch.tensor(self.lengths)[:, None]
+        self.mask = inside[..., None].to(embeddings)
+
+    def _find_map(self) -> None:
+        """One layer map for all rows; where blocks read the token ids again, one with the rows' own."""
+        if self.subject.conditioned_on_ids:
+            self.layer_map = self.subject.layer_map(self.site, input_ids=self._ids)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def part(self, chosen: slice) -> Walkers:
+        """Some of the rows."""
+        part = object.__new__(Walkers)
+        part.__dict__ = dict(self.__dict__)
+        for name in ("_rows", "lengths", "_ids", "embeddings", "target", "mask"):
+            setattr(part, name, getattr(self, name)[chosen])
+        part._find_map()
+        return part
+
+    def displacement(self, activation: torch.Tensor) -> torch.Tensor:
+        """`O − t`, zero at padding."""
+        difference: torch.Tensor = (activation - self.target) * self.mask.to(activation)
+        return difference
+
+    def loss(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """`‖O_l(e) − t‖₁` for each row, `[B]`."""
+        return self.displacement(self.layer_map(embeddings)).abs().sum((1, 2))
+
+    def summed_gradient(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """`g = ∇_e Σ O_l(e)`, `[B, T, d]`; the sum leaves out padding."""
+        leaf = embeddings.detach().requires_grad_()
+        with torch.enable_grad():
+            activation = self.layer_map(leaf)
+            total = (activation * self.mask.to(activation)).sum()
+        gradient: torch.Tensor
+        (gradient,) = torch.autograd.grad(total, leaf)
+        return gradient
+
+    def generators(self, purpose: str) -> Iterator[torch.Generator]:
+        """A generator for each row: the same for a walker whatever stands beside it in the batch."""
+        for prompt, walker in self._rows:
+            yield self._context.generator(f"{self.site}/{prompt}/{walker}/{purpose}")
+
+    def noise(self, generators: Iterator[torch.Generator]) -> torch.Tensor:
+        """Standard normal noise `[B, T, d]`, zero at padding."""
+        drawn = torch.zeros(self.embeddings.shape, dtype=self.embeddings.dtype)
+        for row, length, generator in zip(drawn, self.lengths, generators, strict=True):
+            row[:length] = torch.randn(length, row.shape[1], generator=generator, dtype=row.dtype)
+        return drawn.to(self.embeddings.device)
+
+
+def norms(difference: torch.Tensor, order: int) -> torch.Tensor:
+    """L1 or L2 norm of each row, `[B, T, d]` → `[B]`, summed in float64."""
+    flat = difference.flatten(1).double()
+    found: torch.Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
+    return found

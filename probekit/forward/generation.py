@@ -1,0 +1,39 @@
+"""Generation: the model's own continuation of token ids, by transformers' `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LogitsProcessorList
+
+from probekit.errors import UsageError
+from probekit.models.anatomy import neutral_token
+
+
+def generate(
+    model: nn.Module, input_ids: torch.Tensor, seed: int, processors: Sequence[Any], settings: dict[str, Any]
+) -> torch.Tensor:
+    """`[batch, sequence]` → `[batch, sequence + new]`; the caller's random state is given back.
+
+    Raises UsageError if the model cannot generate, or if `settings` are not transformers' own.
+    """
+    if not getattr(model, "can_generate", lambda: False)():
+        raise UsageError(f"{type(model).__name__} does not generate text; give one that does, such as a causal LM.")
+    generator: Any = model
+    try:
+        # What follows the end of a row that ended before others; many models name no padding of their own.
+        chosen = GenerationConfig(**{"pad_token_id": neutral_token(model), **settings})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"These are no settings of generation: {' '.join(str(error).split())}") from None
+    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        found: torch.Tensor = generator.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            generation_config=chosen,
+            logits_processor=LogitsProcessorList(processors),
+        )
+    return found
