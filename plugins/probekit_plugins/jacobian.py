@@ -47,8 +47,13 @@ class Jacobian:
             (found,) = torch.autograd.grad(self._output, self._input, vectors.to(self._output), retain_graph=True)
         return (found * self._mask).double()
 
+    @property
+    def mask(self) -> torch.Tensor:
+        """`[B, T, 1]`, 0 at padding."""
+        return self._mask
+
     def precision(self) -> float:
-        """The relative rounding error of a product's arithmetic."""
+        """The relative rounding error of the arithmetic in which products are computed."""
         return max(torch.finfo(self._output.dtype).eps, torch.finfo(self._input.dtype).eps)
 
 
@@ -113,7 +118,7 @@ def bidiagonalise(
         basis.append(torch.nn.functional.normalize(flat, dim=1))
         return length
 
-    mask = jacobian._mask
+    mask = jacobian.mask
     rest = add(right, start.double() * mask, mask)
     for column in range(iterations):
         pushed = jacobian.times(right[-1].view(start.shape))
@@ -142,18 +147,14 @@ def _reorthogonalised(vector: torch.Tensor, basis: list[torch.Tensor]) -> torch.
     return vector
 
 
-def dense(layer_map: Map, embeddings: torch.Tensor, rows_at_once: int = 256) -> torch.Tensor:
-    """`J` itself for one prompt, `[T, d]` → `[T w, T d]` in float64, row by row: for small models, as a reference."""
-    with torch.enable_grad():
-        width = layer_map(embeddings[None]).shape[-1]
-    count = embeddings.shape[0] * width
+def dense(layer_map: Map, embeddings: torch.Tensor, at_once: int = 256) -> torch.Tensor:
+    """`J` itself for one prompt, `[T, d]` → `[T w, T d]` in float64, column by column: for small models."""
+    count = embeddings.numel()
     found = []
-    for first in range(0, count, rows_at_once):
-        entries = torch.arange(first, min(first + rows_at_once, count), device=embeddings.device)
-        leaf = embeddings.expand(len(entries), -1, -1).detach().clone().requires_grad_()
-        with torch.enable_grad():
-            output = layer_map(leaf).flatten(1)
-            picked = output.gather(1, entries[:, None].to(output.device)).sum()
-        (gradient,) = torch.autograd.grad(picked, leaf)
-        found.append(gradient.flatten(1).double())
-    return torch.cat(found)
+    for first in range(0, count, at_once):
+        chosen = torch.arange(first, min(first + at_once, count), device=embeddings.device)
+        columns = torch.nn.functional.one_hot(chosen, count).to(embeddings).view(len(chosen), *embeddings.shape)
+        mask = torch.ones(len(chosen), embeddings.shape[0], 1, device=embeddings.device)
+        jacobian = Jacobian(layer_map, embeddings.expand(len(chosen), -1, -1), mask)
+        found.append(jacobian.times(columns).flatten(1))
+    return torch.cat(found).T
