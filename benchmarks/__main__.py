@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import layer_map_step, memory, pseudo_inverse, restarts
+from benchmarks import layer_map_step, memory, pseudo_inverse, restarts, walks
 from benchmarks.machine import conditions
 from benchmarks.outcome import Outcome, Settings
 
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "layer-map-step": layer_map_step.run,
     "restarts": restarts.run,
     "pseudo-inverse": pseudo_inverse.run,
+    "walks": walks.run,
     "memory": memory.run,
 }
 OUTPUT = Path("reports/output/bench/latest.json")

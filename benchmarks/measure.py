@@ -45,9 +45,10 @@ class Timings:
     def median(self, side: str) -> float:
         return median(self.seconds[side])
 
-    def ratio(self, side: str, to: str) -> Ratio:
-        """How many times as long a side took as another, round by round."""
-        ratios = [mine / theirs for mine, theirs in zip(self.seconds[side], self.seconds[to], strict=True)]
+    def ratio(self, side: str, *to: str) -> Ratio:
+        """How many times as long a side took as another, or as several one after the other, round by round."""
+        others = [sum(together) for together in zip(*(self.seconds[each] for each in to), strict=True)]
+        ratios = [mine / theirs for mine, theirs in zip(self.seconds[side], others, strict=True)]
         return Ratio(median(ratios), percentile(ratios, 10), percentile(ratios, 90))
 
 

@@ -32,6 +32,7 @@ class PluginRecord:
     status: Literal["loaded", "failed", "blocked"] = "loaded"
     error: str = ""
     analyses: list[type[Any]] = field(default_factory=list)
+    hooks: list[str] = field(default_factory=list)
 
 
 class Plugins:
@@ -81,6 +82,7 @@ class Plugins:
             self._manager.register(plugin, record.name)
             self._manager.check_pending()
             record.analyses = self._analyses_of(plugin)
+            record.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ())
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -91,7 +93,7 @@ class Plugins:
 
     @staticmethod
     def _fail(record: PluginRecord, error: str) -> PluginRecord:
-        record.status, record.error, record.analyses = "failed", " ".join(error.split()), []
+        record.status, record.error, record.analyses, record.hooks = "failed", " ".join(error.split()), [], []
         return record
 
     def _check_names(self, plugin: object) -> None:

@@ -41,6 +41,7 @@ def list_plugins(block: tuple[str, ...], as_json: bool) -> None:
                         "status": record.status,
                         "error": record.error,
                         "analyses": {analysis.name: analysis.summary() for analysis in record.analyses},
+                        "hooks": record.hooks,
                     }
                     for record in records
                 ],
@@ -55,7 +56,8 @@ def list_plugins(block: tuple[str, ...], as_json: bool) -> None:
         for analysis in record.analyses:
             click.echo(f"{analysis.name}  [{origin}]\n    {analysis.summary()}")
         if record.status == "loaded" and not record.analyses:
-            click.echo(f"{record.name}  [{origin}]\n    provides no analysis")
+            hooks = f"no analysis, but the hooks {', '.join(record.hooks)}" if record.hooks else "no analysis"
+            click.echo(f"{record.name}  [{origin}]\n    provides {hooks}")
 
 
 @command.command("show")

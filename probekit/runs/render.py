@@ -47,6 +47,8 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
     ]
     spec = configuration["model"]
     weights = "untrained" if spec["weights"] == "random" else "trained"
+    if model.get("source") == "plugin":
+        weights = "made by a plugin"
     prompts = [prompt["text"] for prompt in manifest.get("prompts", [])]
     facts = [
         (

@@ -124,7 +124,9 @@ def test_every_broken_plugin_is_listed_with_its_error_beside_the_good_ones(
         "status": "loaded",
         "error": "",
         "analyses": {"size": "Counts the model's parameters."},
+        "hooks": listed["whole"]["hooks"],
     }
+    assert {"probekit_analyses", "probekit_commands"} <= set(listed["whole"]["hooks"])
 
 
 def test_the_command_line_works_with_broken_plugins_installed(

@@ -29,7 +29,7 @@ class ClampedWalkOptions(WalkOptions):
     """
 
     noise: float | None = Field(
-        None, gt=0, description="η of the noise; unset: half the standard deviation of the embedding matrix."
+        None, gt=0, description="η of the noise; unset: a twentieth of the embedding matrix's standard deviation."
     )
     noise_scale: Literal["code", "formula"] = Field(
         "code", description="The noise is η·N(0, 1), as in the source page's code, or η·N(0, η), as in its formula."

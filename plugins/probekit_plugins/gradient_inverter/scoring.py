@@ -80,7 +80,9 @@ def store(
         result.sequences.setdefault("trajectory", []).append(
             TokenSequence(ids, subject.tokens(ids), {**labels, "restart": figures.selected, "step": step})
         )
-    next_tokens = _NextTokens(subject, prompt, figures) if options.next_token else None
+    # Without a head, the model's last activation is no row of logits.
+    has_logits = subject.anatomy.unembedding is not None or hasattr(subject.model, "generate")
+    next_tokens = _NextTokens(subject, prompt, figures) if options.next_token and has_logits else None
     result.tables.setdefault("restarts", []).extend(
         {**labels, **row} for row in _restart_rows(figures, subject, truth, right, next_tokens)
     )
@@ -169,6 +171,7 @@ def summarise(result: Result, sites: Sequence[str], options: GradientInverterOpt
             return [float(row[name]) for row in rows if row[name] is not None]  # type: ignore[arg-type]
 
         accuracy, ratios = column("token_accuracy"), column("loss_ratio")
+        next_token = column("next_token_of_tokens")
         selected = [float(row["token_accuracy"] or 0) for row in rows if row["selected"]]
         result.metrics |= {
             f"{site}/token_accuracy_mean": mean(accuracy),
@@ -179,7 +182,7 @@ def summarise(result: Result, sites: Sequence[str], options: GradientInverterOpt
             f"{site}/exact_rate": mean(column("exact")),
             f"{site}/loss_ratio_median": median(ratios) if ratios else None,
             f"{site}/closer_than_shifted_rate": mean(float(value < 1) for value in ratios) if ratios else None,
-            f"{site}/next_token_rate": mean(column("next_token_of_tokens")) if options.next_token else None,
+            f"{site}/next_token_rate": mean(next_token) if next_token else None,
         }
     shown = [
         f"{site} {result.metrics[f'{site}/token_accuracy_selected']:.0%} "

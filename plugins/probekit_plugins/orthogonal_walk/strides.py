@@ -76,11 +76,11 @@ def project_off(vectors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     `vectors` are `[B, m, d]`, `gradient` `[B, T, d]` with T < d. O(T² d) rather than the O(d³) of a full singular value
     decomposition. Projected twice, since once leaves an error of the size of what was taken away.
     """
-    basis, _ = torch.linalg.qr(gradient.transpose(1, 2))
+    basis, _ = torch.linalg.qr(gradient.mT)
     for _ in range(2):
-        vectors = vectors - (vectors @ basis) @ basis.transpose(1, 2)
-        vectors = torch.nn.functional.normalize(vectors, dim=-1)
-    return vectors
+        vectors = torch.baddbmm(vectors, vectors @ basis, basis.mT, alpha=-1)
+    lengths: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / lengths.clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
 def null_rows(gradient: torch.Tensor, count: int, choice: str, generator: torch.Generator) -> torch.Tensor:

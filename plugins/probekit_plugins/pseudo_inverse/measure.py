@@ -35,10 +35,12 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: PseudoInverseOptio
 def _usable_decoders(subject: Subject, result: Result, options: PseudoInverseOptions) -> list[str]:
     chosen: list[str] = list(dict.fromkeys(options.decoders))
     if "unembedding" in chosen and subject.head_width != subject.width:
+        headless = subject.anatomy.unembedding is None
+        why = "the model has none" if headless else "the model's does not read the embedding's width"
         chosen.remove("unembedding")
-        result.notes.append("The unembedding decoder is left out: the head does not read the embedding's width.")
-    if not chosen:
-        raise AnalysisError("No decoder is left: this model's head does not read the embedding's width.")
+        result.notes.append(f"The unembedding decoder is left out: {why}.")
+        if not chosen:
+            raise AnalysisError(f"No decoder is left but the unembedding, and {why}.")
     rank = (
         getattr(subject.decoder("pseudo-inverse"), "rank", subject.width)
         if "pseudo-inverse" in chosen

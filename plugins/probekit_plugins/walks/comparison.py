@@ -34,7 +34,12 @@ class Way:
         """The greatest input distance that each walker came to, the least of them, L2."""
         return float(self.tensor("input_l2").max(0).min())
 
-    def at(self, distance: float, values: Any) -> list[float]:
+    def arrival(self, distance: float) -> list[float]:
+        """The step at which each walker first is so far away, between recorded steps."""
+        steps = self.tensor("steps").astype(float)[:, None]
+        return self.at(distance, steps.repeat(self.tensor("input_l2").shape[1], 1), logarithmic=False)
+
+    def at(self, distance: float, values: Any, logarithmic: bool = True) -> list[float]:
         """For each walker, values of the recorded steps at an input distance: interpolated, logarithmically where they
         are positive, at the first step that got there.
         """
@@ -46,9 +51,10 @@ class Way:
                 continue
             share = (distance - inputs[after - 1]) / (inputs[after] - inputs[after - 1])
             low, high = column[after - 1], column[after]
-            logarithmic = low > 0 and high > 0
-            value = math.log(low) + share * math.log(high / low) if logarithmic else low + share * (high - low)
-            found.append(math.exp(value) if logarithmic else value)
+            if logarithmic and low > 0 and high > 0:
+                found.append(low * math.exp(share * math.log(high / low)))
+            else:
+                found.append(low + share * (high - low))
         return found
 
 
@@ -100,11 +106,11 @@ def _table(ways: list[Way], page: Page, distance: float, site: str) -> str:
         noise = way.tensor("noise_l2").mean(-1)
         over = [wild / output for wild, output in zip(way.at(distance, noise), outputs, strict=True) if output > 0]
         changed = way.at(distance, way.tensor("changed"))
-        rows.append([way.name, _spread(outputs), _spread(ratios), _spread(over), _spread(changed)])
+        rows.append([way.name, _spread(way.arrival(distance)), *map(_spread, (outputs, ratios, over, changed))])
         if ratios:
             shown.append((median(ratios), way.name))
     page.table(
-        ["walk", "d_o, L2", "r₂", "r₂ / r₂ of noise", "tokens that differ"],
+        ["walk", "reached at step", "d_o, L2", "r₂", "r₂ / r₂ of noise", "tokens that differ"],
         rows,
         caption=f"At d_i = {distance:.3g} (L2): median over walkers, least to greatest in brackets",
     )

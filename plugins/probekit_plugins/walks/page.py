@@ -105,12 +105,16 @@ def _one_prompt(result: Result, page: Page, prompt: TokenSequence, options: Walk
         caption="How far a step is from orthogonal to the gradient of the summed activation, worst position",
         log_y=True,
     )
-    page.band(
-        {track: _band(result, f"{prefix}/{track}", result.tensors[f"{prefix}/{track}/changed"]) for track in tracks},
-        x="step",
-        y="tokens that differ",
-        caption=f"Tokens that differ from the prompt's, decoded by {options.decoder}",
-    )
+    changed = {track: result.tensors[f"{prefix}/{track}/changed"] for track in tracks}
+    if any(counts.any() for counts in changed.values()):
+        page.band(
+            {track: _band(result, f"{prefix}/{track}", counts) for track, counts in changed.items()},
+            x="step",
+            y="tokens that differ",
+            caption=f"Tokens that differ from the prompt's, decoded by {options.decoder}",
+        )
+    else:
+        page.prose(f"All walkers stayed so near that every token decodes to the prompt's own ({options.decoder}).")
     _walkers(result, page, number, site, many)
 
 
