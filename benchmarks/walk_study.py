@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy
+
 import probekit
 from probekit_plugins.walks.comparison import Way
 from probekit_plugins.walks.page import tracks_of
@@ -22,7 +24,7 @@ from probekit_plugins.walks.page import tracks_of
 INNER = (1, 5, 10, 50)
 # Of the noise, over the standard deviation of the embedding matrix; and of the first gradient step over the shift.
 NOISES = (0.05, 0.5)
-RATES = (0.03, 0.1, 0.3, 1.0)
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 PAGE = {"steps": 10, "noise": 2e-4, "inner": [1, 5, 10, 31, 50], "learning_rate": 2e-5}
 WALKS = ("orthogonal-walk", "clamped-walk", "null-space-walk")
 
@@ -117,7 +119,7 @@ def together(
     distance = min(way.reach() for group in ways.values() for way in group)
     for name, group in ways.items():
         outputs = [value for way in group for value in way.at(distance, way.tensor("output_l2"))]
-        wild = [value for way in group for value in way.at(distance, way.tensor("noise_l2").mean(-1))]
+        wild = [value for way in group for value in way.at(distance, numpy.median(way.tensor("noise_l2"), axis=-1))]
         over = [noise / output for noise, output in zip(wild, outputs, strict=True)]
         ratios = [distance / output for output in outputs]
         yield f"| {name} | {distance:.3g} | {spread(outputs)} | {spread(ratios)} | {spread(over)} |"

@@ -60,7 +60,8 @@ def directions(settings: Settings, outcome: Outcome) -> None:
         generator = torch.Generator().manual_seed(width)
         gradient = torch.randn(1, TOKENS, width, generator=generator)
         vector = torch.randn(1, 1, width, generator=generator)
-        ours, page = partial(project_off, vector, gradient), partial(by_svd, gradient)
+        ours = partial(project_off, vector, gradient, torch.ones(1, TOKENS, 1))
+        page = partial(by_svd, gradient)
         sides = [Side("probekit", "probekit", ours), Side("full SVD, as on the page", "peer", page)]
         timings = alternate(sides, settings.rounds(rounds), warmup=2)
         outcome.time(f"direction, d = {width}", sides, timings)
@@ -96,7 +97,7 @@ def steps(settings: Settings, outcome: Outcome) -> None:
         sides = [
             Side("layer map, summed", "floor", partial(layer_map_step, walkers.layer_map, start)),
             Side("layer map, L1", "floor", partial(layer_map_step, walkers.loss, start)),
-            Side("direction", "probekit", partial(project_off, vector, gradient)),
+            Side("direction", "probekit", partial(project_off, vector, gradient, walkers.mask)),
             Side("shift", "probekit", partial(shift, start, 0)),
             Side("orthogonal walk", "probekit", Walk(orthogonal, start).step),
             Side("clamped walk, 1 inner step", "probekit", Walk(clamped, start).step),

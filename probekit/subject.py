@@ -191,8 +191,14 @@ class Subject:
 
         `settings` are those of transformers' `GenerationConfig` (`max_new_tokens=64, do_sample=True, top_p=0.9`), with
         nothing but what the model's own leaves open; `seed` is that of sampling. Raises UsageError if the model cannot
-        generate, or for settings that are not there.
+        generate, for a text beyond its context, or for settings that are not there or do not work.
         """
+        longest = settings.get("max_length") or input_ids.shape[1] + (settings.get("max_new_tokens") or 0)
+        if self.context is not None and longest > self.context:
+            raise UsageError(
+                f"A text of {longest} tokens is to be generated, the prompt's {input_ids.shape[1]} among them, but the "
+                f"model's context is {self.context}; generate less, or shorten the prompt."
+            )
         with resting(self.model, self._settled):
             return forward.generate(self.model, input_ids.to(self.device), seed, logits_processor, settings)
 

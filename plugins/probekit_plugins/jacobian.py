@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Map = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Operator(Protocol):
+    """A linear map for each row of a batch, known by its products: `[B, T, d]` → `[B, T, w]` and back, in float64."""
+
+    def times(self, vectors: torch.Tensor) -> torch.Tensor:
+        """`A v`."""
+        ...
+
+    def transposed_times(self, vectors: torch.Tensor) -> torch.Tensor:
+        """`Aᵀ u`."""
+        ...
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """`[B, T, 1]`, 0 at padding, of which there is nothing in any product."""
+        ...
+
+    def precision(self) -> float:
+        """The relative rounding error of the arithmetic in which products are computed."""
+        ...
 
 
 class Jacobian:
@@ -57,12 +79,30 @@ class Jacobian:
         return max(torch.finfo(self._output.dtype).eps, torch.finfo(self._input.dtype).eps)
 
 
+class Restricted:
+    """`J (I − h hᵀ)`: an operator that does not see one direction h, `[B, T, d]`, of length 1."""
+
+    def __init__(self, operator: Operator, direction: torch.Tensor) -> None:
+        self._operator, self._direction = operator, direction
+        self.mask, self.precision = operator.mask, operator.precision
+
+    def _without(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors - (vectors * self._direction).sum((1, 2), keepdim=True) * self._direction
+
+    def times(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self._operator.times(self._without(vectors))
+
+    def transposed_times(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self._without(self._operator.transposed_times(vectors))
+
+
 @dataclass
 class Bidiagonal:
     """`J V = U B` with orthonormal columns, and `Jᵀ U = V Bᵀ + β v′ eᵀ`: what k products with J and Jᵀ each have found.
 
     For each of B rows: `right` are the columns of V, `[B, k, T, d]`, `left` those of U, `[B, k, T, w]`, `matrix` is the
-    upper bidiagonal `B`, `[B, k, k]`, `rest` is β, `[B]`.
+    upper bidiagonal `B`, `[B, k, k]`, `rest` is β, `[B]`. Columns beyond the number of entries that a row has on that
+    side are zero. Those of V stand in B with the row's largest entry, so that they are no small singular value.
     """
 
     right: torch.Tensor
@@ -86,7 +126,7 @@ class Bidiagonal:
 
 
 def bidiagonalise(
-    jacobian: Jacobian,
+    operator: Operator,
     start: torch.Tensor,
     iterations: int,
     fill: Callable[[torch.Size], torch.Tensor],
@@ -94,38 +134,39 @@ def bidiagonalise(
 ) -> Bidiagonal:
     """Golub and Kahan's bidiagonalisation from `start`, `[B, T, d]`, with full reorthogonalisation, in float64.
 
-    `iterations` is at most the number of entries of a row that are no padding. Where a basis is exhausted before that,
-    as with an invariant subspace, it goes on with noise from `fill(shape)`, so that zeros are counted as often as they
-    are there. Source: Golub and Kahan 1965; Simon and Zha 2000.
+    Where a basis is exhausted before its space is, as with an invariant subspace, it goes on with noise from
+    `fill(shape)`, so that zeros are counted as often as they are there. Source: Golub and Kahan 1965; Simon and Zha
+    2000.
     """
-    batch = start.shape[0]
-    tolerance = jacobian.precision() * start[0].numel() ** 0.5
+    batch, mask = start.shape[0], operator.mask.double()
+    tolerance = operator.precision() * (mask.sum((1, 2)) * start.shape[2]).sqrt()
     right: list[torch.Tensor] = []
     left: list[torch.Tensor] = []
     matrix = torch.zeros(batch, iterations, iterations, dtype=torch.float64, device=start.device)
     scale = torch.zeros(batch, dtype=torch.float64, device=start.device)
 
-    def add(basis: list[torch.Tensor], vector: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def add(basis: list[torch.Tensor], vector: torch.Tensor) -> torch.Tensor:
         """The next vector of a basis, and its length before it was normalised; 0 where noise took its place."""
         flat = _reorthogonalised(vector.flatten(1), basis)
         length: torch.Tensor = torch.linalg.vector_norm(flat, dim=1)
         exhausted = length <= tolerance * scale
         if bool(exhausted.any()):
-            noise = fill(vector.shape).to(vector) * mask.to(vector)
-            noise = _reorthogonalised(torch.nn.functional.normalize(noise.flatten(1), dim=1), basis)
-            flat = torch.where(exhausted[:, None], noise, flat)
+            noise = _unit(fill(vector.shape).to(vector).mul(mask).flatten(1))
+            left_over = _reorthogonalised(noise, basis)
+            # Where the basis fills its space, nothing but rounding is left of the noise.
+            full = torch.linalg.vector_norm(left_over, dim=1, keepdim=True) < 1e-8
+            flat = torch.where(exhausted[:, None], torch.where(full, 0, left_over), flat)
             length = torch.where(exhausted, 0, length)
-        basis.append(torch.nn.functional.normalize(flat, dim=1))
+        basis.append(_unit(flat))
         return length
 
-    mask = jacobian.mask
-    rest = add(right, start.double() * mask, mask)
+    rest = add(right, start.double() * mask)
     for column in range(iterations):
-        pushed = jacobian.times(right[-1].view(start.shape))
-        diagonal = add(left, pushed, mask)
-        matrix[:, column, column] = diagonal
+        pushed = operator.times(right[-1].view(start.shape))
+        diagonal = add(left, pushed)
         scale = torch.maximum(scale, diagonal)
-        rest = add(right, jacobian.transposed_times(left[-1].view(pushed.shape)), mask)
+        matrix[:, column, column] = torch.where(right[-1].any(1), diagonal, scale)
+        rest = add(right, operator.transposed_times(left[-1].view(pushed.shape)))
         if column + 1 < iterations:
             matrix[:, column, column + 1] = rest
         progress()
@@ -136,6 +177,12 @@ def bidiagonalise(
         matrix,
         rest,
     )
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Each row of `[B, n]` at length 1; zero stays zero."""
+    lengths: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return torch.where(lengths > 0, vectors / torch.where(lengths > 0, lengths, 1), 0)
 
 
 def _reorthogonalised(vector: torch.Tensor, basis: list[torch.Tensor]) -> torch.Tensor:

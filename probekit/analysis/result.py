@@ -88,18 +88,26 @@ class Result:
             raise UsageError(
                 f"The result in '{folder}' is not of schema {SCHEMA}; another version of probekit wrote it."
             )
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        return cls(
-            finding=document["finding"],
-            metrics=document["metrics"],
-            tables=document["tables"],
-            sequences={
-                name: [TokenSequence(**sequence) for sequence in group] for name, group in document["sequences"].items()
-            },
-            tensors=load_file(folder / TENSOR_FILE),
-            notes=document["notes"],
-        )
+        file = RESULT_FILE
+        try:
+            result = cls(
+                finding=document["finding"],
+                metrics=document["metrics"],
+                tables=document["tables"],
+                sequences={
+                    name: [TokenSequence(**sequence) for sequence in group]
+                    for name, group in document["sequences"].items()
+                },
+                notes=document["notes"],
+            )
+            file = TENSOR_FILE
+            result.tensors = load_file(folder / file)
+        except (KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+            raise UsageError(f"The file '{folder / file}' is damaged: {type(error).__name__} {error}.") from None
+        return result
 
 
 def _check(value: Scalar, what: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
 
-from probekit.errors import UsageError
+from probekit.errors import UsageError, nearest
 from probekit.models.anatomy import neutral_token
 
 
@@ -23,17 +23,23 @@ def generate(
     if not getattr(model, "can_generate", lambda: False)():
         raise UsageError(f"{type(model).__name__} does not generate text; give one that does, such as a causal LM.")
     generator: Any = model
+    known = GenerationConfig().to_dict()
+    if unknown := sorted(set(settings) - set(known)):
+        raise UsageError(
+            f"'{unknown[0]}' is no setting of generation; the settings are those of transformers' GenerationConfig."
+            f"{nearest(unknown[0], known)}"
+        )
     try:
         # What follows the end of a row that ended before others; many models name no padding of their own.
         chosen = GenerationConfig(**{"pad_token_id": neutral_token(model), **settings})
+        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            found: torch.Tensor = generator.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                generation_config=chosen,
+                logits_processor=LogitsProcessorList(processors),
+            )
     except (TypeError, ValueError) as error:
-        raise UsageError(f"These are no settings of generation: {' '.join(str(error).split())}") from None
-    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        found: torch.Tensor = generator.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            generation_config=chosen,
-            logits_processor=LogitsProcessorList(processors),
-        )
+        raise UsageError(f"These settings of generation do not work: {' '.join(str(error).split())}") from None
     return found

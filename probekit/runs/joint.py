@@ -13,6 +13,7 @@ from probekit.runs.directory import RunDirectory
 from probekit.runs.outcome import Run
 
 JOINT_FILE = "joint.json"
+TRACEBACK_FILE = "joint-traceback.txt"
 
 
 def compare_jointly(
@@ -28,16 +29,17 @@ def compare_jointly(
             groups.setdefault(analysis.joint_report, {})[name] = outcome.results[name]
     pages = []
     manifest["joint"] = {}
+    (directory.path / TRACEBACK_FILE).unlink(missing_ok=True)
     for joint, results in groups.items():
         if len(results) < 2:
             continue
         page = Page(joint.title)
         try:
             joint.draw(results, page)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             outcome.failures[joint.title] = explain(error)
             manifest["joint"][joint.title] = {"status": "failed", "error": explain(error)}
-            directory.write("joint-traceback.txt", traceback.format_exc().encode(errors="backslashreplace"))
+            directory.write(TRACEBACK_FILE, traceback.format_exc().encode(errors="backslashreplace"))
         else:
             pages.append(page.to_json())
             manifest["joint"][joint.title] = {"status": "done"}

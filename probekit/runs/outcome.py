@@ -58,13 +58,11 @@ def read_run(path: str | Path) -> Run:
     directory = RunDirectory.open(path)
     manifest = directory.read_json("run.json")
     try:
-        entries = dict(manifest["analyses"])
-        outcome = Run(path, manifest["status"], manifest=manifest)
-        for name, entry in entries.items():
-            if entry["status"] == "done":
-                outcome.results[name] = Result.read(directory.analysis(name))
-            elif "error" in entry:
-                outcome.failures[name] = entry["error"]
+        entries = {**manifest["analyses"], **manifest.get("joint", {})}
+        done = [name for name, entry in manifest["analyses"].items() if entry["status"] == "done"]
+        failures = {name: entry["error"] for name, entry in entries.items() if "error" in entry}
+        outcome = Run(path, manifest["status"], failures=failures, manifest=manifest)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"The file '{path / 'run.json'}' is damaged: {type(error).__name__} {error}.") from None
+    outcome.results = {name: Result.read(directory.analysis(name)) for name in done}
     return outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ class Clamped:
         self._walkers, self._options, self._inner = walkers, options, inner
         self._sigma = noise if options.noise_scale == "code" else noise**2
         given = options.learning_rate
-        self._rate = None if given is None else torch.full((len(walkers),), given, device=walkers.embeddings.device)
+        # NaN until it is chosen.
+        self._rate = walkers.embeddings.new_full((len(walkers),), math.nan if given is None else given)
 
     def __call__(self, embeddings: torch.Tensor, step: int) -> torch.Tensor:
         noise, clamped = self._shift(step)
@@ -50,9 +52,9 @@ class Clamped:
             with torch.enable_grad():
                 loss = self._walkers.loss(leaf).sum()
             (gradient,) = torch.autograd.grad(loss, leaf)
-            if self._rate is None:
-                self._rate = self._chosen_rate(noise, gradient)
-            moved = moved - self._rate[:, None, None] * gradient.masked_fill(clamped, 0)
+            if self._options.learning_rate is None:
+                self._choose_rates(gradient)
+            moved = moved - self._rate.nan_to_num(0)[:, None, None] * gradient.masked_fill(clamped, 0)
         return moved - embeddings
 
     def _shift(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,16 +67,17 @@ class Clamped:
         clamped = clamped[:, None].to(self._walkers.embeddings.device)
         return self._sigma * self._walkers.noise(iter(generators)) * clamped, clamped
 
-    def _chosen_rate(self, noise: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """ε for which a step along the whole gradient is `relative_rate` times as long as noise on every column."""
-        walkers = self._walkers
-        lengths = torch.tensor(walkers.lengths, device=noise.device) * noise.shape[-1]
-        full = self._sigma * lengths.double().sqrt()
-        rate: torch.Tensor = self._options.relative_rate * full / norms(gradient, 2)
-        return rate.to(gradient.dtype)
+    def _choose_rates(self, gradient: torch.Tensor) -> None:
+        """For each walker, at its first gradient: the ε for which a step along all of it is `relative_rate` times as
+        long as noise on every column.
+        """
+        entries = torch.tensor(self._walkers.lengths, device=gradient.device) * gradient.shape[-1]
+        full, length = self._sigma * entries.double().sqrt(), norms(gradient, 2)
+        chosen = (self._options.relative_rate * full / length).to(self._rate)
+        self._rate = torch.where(self._rate.isnan() & (length > 0), chosen, self._rate)
 
     def state(self) -> dict[str, torch.Tensor]:
-        return {} if self._rate is None else {"rate": self._rate}
+        return {"rate": self._rate}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        self._rate = state.get("rate", self._rate)
+        self._rate = state["rate"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import Result
-from probekit_plugins.jacobian import Bidiagonal, Jacobian, bidiagonalise
+from probekit_plugins.jacobian import Bidiagonal, Jacobian, Restricted, bidiagonalise
 from probekit_plugins.walks.journey import Memoryless, Track
 from probekit_plugins.walks.scoring import walk
 from probekit_plugins.walks.walkers import Walkers
@@ -51,9 +51,7 @@ class NullSpace:
     def __init__(self, walkers: Walkers, options: NullSpaceWalkOptions) -> None:
         self._walkers, self._options = walkers, options
         self._length = step_lengths(walkers, options)
-        entries = min(walkers.lengths) * walkers.embeddings.shape[-1]
-        self._iterations = min(options.iterations, entries)
-        self._correction_iterations = min(options.correction_iterations, entries)
+        self._entries = walkers.embeddings[0].numel()
         self._span: torch.Tensor | None = None  # [B, q, T, d], orthonormal
         self._heading: torch.Tensor | None = None  # [B, T, d], a unit vector
 
@@ -74,9 +72,10 @@ class NullSpace:
 
     def _linearise(self, jacobian: Jacobian, step: int) -> None:
         """The span at this point: the Krylov space starts from the last heading, which is nearly in it."""
-        walkers, count = self._walkers, min(self._options.directions, self._iterations)
+        walkers, iterations = self._walkers, min(self._options.iterations, self._entries)
+        count = min(self._options.directions, iterations)
         start = walkers.noise(walkers.generators("start")) if self._heading is None else self._heading
-        found = bidiagonalise(jacobian, start, self._iterations, self._fill(f"linearise {step}"))
+        found = bidiagonalise(jacobian, start, iterations, self._fill(f"linearise {step}"))
         values, _, right, _ = found.triplets()
         self._span = found.combine(right[..., -count:])
         if self._heading is None:
@@ -85,16 +84,17 @@ class NullSpace:
             self._heading = unit(torch.einsum("bqtd,bq->btd", self._span, weights))
 
     def _correction(self, embeddings: torch.Tensor, label: str) -> torch.Tensor:
-        """The damped Gauss-Newton step from here, without a share along the heading."""
+        """The damped Gauss-Newton step from here among those without a share along the heading."""
         walkers = self._walkers
-        jacobian = Jacobian(walkers.layer_map, embeddings, walkers.mask)
-        residual = walkers.displacement(jacobian.output).double()
-        start = jacobian.transposed_times(residual)
-        found = bidiagonalise(jacobian, start, self._correction_iterations, self._fill(f"correct {label}"))
-        step = damped_least_squares(found, residual, self._options.damping)
         assert self._heading is not None
-        step = step - (step * self._heading).sum((1, 2), keepdim=True) * self._heading
-        return step.to(embeddings)
+        jacobian = Jacobian(walkers.layer_map, embeddings, walkers.mask)
+        # Free to go along the heading, the best step would lead straight back to the prompt.
+        across = Restricted(jacobian, self._heading)
+        residual = walkers.displacement(jacobian.output).double()
+        iterations = min(self._options.correction_iterations, self._entries)
+        start = across.transposed_times(residual)
+        found = bidiagonalise(across, start, iterations, self._fill(f"correct {label}"))
+        return damped_least_squares(found, residual, self._options.damping).to(embeddings)
 
     def _fill(self, label: str) -> Callable[[torch.Size], torch.Tensor]:
         walkers = self._walkers

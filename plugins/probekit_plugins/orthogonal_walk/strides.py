@@ -60,23 +60,29 @@ class Orthogonal(Random):
     def direction(self, embeddings: torch.Tensor, step: int) -> torch.Tensor:
         gradient = self._walkers.summed_gradient(embeddings)
         if self._options.direction == "projected":
-            return project_off(self._drawn, gradient)
+            return project_off(self._drawn, gradient, self._walkers.mask)
         generators = self._walkers.generators(f"row {step}")
         rows = [
             null_rows(one[:length], 1 if self._options.broadcast else length, self._options.direction, generator)
             for one, length, generator in zip(gradient, self._walkers.lengths, generators, strict=True)
         ]
-        padded: torch.Tensor = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return padded
+        if self._options.broadcast:
+            return torch.stack(rows)
+        found = torch.zeros_like(gradient)
+        for row, vectors in zip(found, rows, strict=True):
+            row[: len(vectors)] = vectors
+        return found
 
 
-def project_off(vectors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def project_off(vectors: torch.Tensor, gradient: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Unit vectors orthogonal to every row of `g`: `v − QQᵀv` normalised, with `gᵀ = QR`.
 
-    `vectors` are `[B, m, d]`, `gradient` `[B, T, d]` with T < d. O(T² d) rather than the O(d³) of a full singular value
-    decomposition. Projected twice, since once leaves an error of the size of what was taken away.
+    `vectors` are `[B, m, d]`, `gradient` `[B, T, d]` with T < d, `mask` `[B, T, 1]` is 0 at padding. O(T² d) rather
+    than the O(d³) of a full singular value decomposition. Projected twice, since once leaves an error of the size of
+    what was taken away.
     """
     basis, _ = torch.linalg.qr(gradient.mT)
+    basis = basis * mask.mT  # for padding, whose gradient is zero, QR makes up a direction
     for _ in range(2):
         vectors = torch.baddbmm(vectors, vectors @ basis, basis.mT, alpha=-1)
     lengths: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy
+
 from probekit_plugins.walks.page import noise_band, ratio_band, spread_of, tracks_of
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def _table(ways: list[Way], page: Page, distance: float, site: str) -> str:
     for way in ways:
         outputs = way.at(distance, way.tensor("output_l2"))
         ratios = [distance / output for output in outputs if output > 0]
-        noise = way.tensor("noise_l2").mean(-1)
+        noise = numpy.median(way.tensor("noise_l2"), axis=-1)
         over = [wild / output for wild, output in zip(way.at(distance, noise), outputs, strict=True) if output > 0]
         changed = way.at(distance, way.tensor("changed"))
         rows.append([way.name, _spread(way.arrival(distance)), *map(_spread, (outputs, ratios, over, changed))])

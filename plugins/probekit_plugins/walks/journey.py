@@ -109,7 +109,10 @@ def _walk(walkers: Walkers, track: Track, options: WalkOptions, context: Context
             strides += saved["strides"].unbind()
             stride.restore({name[7:]: tensor for name, tensor in saved.items() if name.startswith("stride/")})
         for step in range(loop.start, options.steps):
-            moved = stride(embeddings, step)
+            try:
+                moved = stride(embeddings, step)
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                raise _diverged(walkers, track) from None
             if step in measured:
                 recorded.append(embeddings)
                 strides.append(moved)
@@ -117,10 +120,12 @@ def _walk(walkers: Walkers, track: Track, options: WalkOptions, context: Context
             loop.end_step(state)
     recorded.append(embeddings)
     if not bool(torch.isfinite(torch.stack(recorded)).all()):
-        raise AnalysisError(
-            f"The walk '{track.name}' at {walkers.site} left the finite numbers; make its steps smaller."
-        )
+        raise _diverged(walkers, track)
     return _measured(walkers, recorded, strides, options)
+
+
+def _diverged(walkers: Walkers, track: Track) -> AnalysisError:
+    return AnalysisError(f"The walk '{track.name}' at {walkers.site} left the finite numbers; make its steps smaller.")
 
 
 def _measured(
