@@ -15,7 +15,7 @@ copyright = "2026, The probekit authors"
 version = release = installed_version("probekit")
 
 extensions = ["myst_parser", "options_table", "public_api"]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "analyses/walk-figures.md"]
 nitpicky = True
 myst_heading_anchors = 3
 # Pages and docstrings hold no HTML: a `<name>` in a docstring is text.

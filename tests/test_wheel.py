@@ -16,7 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 ENTRY_POINTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
     "entry-points"
 ]["probekit"]
-SMALL: dict[str, list[str]] = {"gradient-inverter": ["-o", "steps=5", "-o", "restarts=2"]}
+# The analyses, and the smallest run of each.
+SMALL: dict[str, list[str]] = {
+    "clamped-walk": ["-o", "steps=2"],
+    "gradient-inverter": ["-o", "steps=5", "-o", "restarts=2"],
+    "jacobian-spectrum": ["-o", "sites=block.0", "-o", "method=matrix-free", "-o", "iterations=3"],
+    "null-space-walk": ["-o", "steps=2", "-o", "iterations=3"],
+    "orthogonal-walk": ["-o", "steps=2"],
+    "pseudo-inverse": [],
+    "repetition": ["-o", "new_tokens=4", "-o", "samples=2"],
+}
 
 # The environment of the tests may hold an editable installation, which puts the clone on the path: take it off again.
 LAUNCHER = """\
@@ -101,15 +110,16 @@ def test_the_wheel_holds_both_packages_with_their_data_and_nothing_else(wheel: P
 def test_the_installed_wheel_lists_every_bundled_plugin(installed: Path, tmp_path: Path) -> None:
     listing = run_installed(installed, tmp_path, "plugins")
     assert all(name in listing for name in ENTRY_POINTS)
+    assert set(ENTRY_POINTS) == {*SMALL, "reference-networks"}, "the one plugin without an analysis"
 
 
-@pytest.mark.parametrize("name", sorted(ENTRY_POINTS))
-def test_the_installed_wheel_runs_every_bundled_plugin_on_the_embedded_model(
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_the_installed_wheel_runs_every_bundled_analysis_on_the_embedded_model(
     installed: Path, tmp_path: Path, name: str
 ) -> None:
     output = tmp_path / "run"
     printed = run_installed(
-        installed, tmp_path, "run", "--model", "demo", "--plugin", name, *SMALL.get(name, []),
+        installed, tmp_path, "run", "--model", "demo", "--plugin", name, *SMALL[name],
         "--output", str(output), "--json",
     )  # fmt: skip
     document = json.loads(printed)
@@ -118,3 +128,11 @@ def test_the_installed_wheel_runs_every_bundled_plugin_on_the_embedded_model(
     assert Path(document["run"]).resolve() == output.resolve()
     assert Path(document["report"]).resolve().is_relative_to(output.resolve())
     assert "<html" in Path(document["report"]).read_text(encoding="utf-8")
+
+
+def test_the_installed_wheel_runs_on_a_reference_network(installed: Path, tmp_path: Path) -> None:
+    printed = run_installed(
+        installed, tmp_path, "run", "--model", "fc-token,width=8", "--plugin", "orthogonal-walk", "-o", "steps=2",
+        "--output", str(tmp_path / "run"), "--json",
+    )  # fmt: skip
+    assert json.loads(printed)["status"] == "done"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic_core import to_jsonable_python
@@ -83,6 +83,8 @@ def _shown(value: Any) -> str:
 def describe(annotation: Any) -> str:
     """A type as a user reads it: 'l1 | l2', 'whole number', 'list of text'."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return describe(arguments[0])
     if origin is Literal:
         return " | ".join(str(part) for part in arguments)
     if origin in (Union, types.UnionType):

@@ -21,13 +21,41 @@ import probekit
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 2, "sites": "norm"},
     "gradient-inverter": {"steps": 4, "restarts": 2, "sites": "block.1,norm,logits", "record_every": 2},
+    "jacobian-spectrum": {"sites": "block.0,block.1", "method": "matrix-free", "iterations": 4, "probes": 2},
+    "null-space-walk": {
+        "steps": 2,
+        "walkers": 1,
+        "noise_draws": 1,
+        "iterations": 4,
+        "correction_iterations": 3,
+        "sites": "block.1",
+    },
+    "orthogonal-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "sites": "logits"},
     "pseudo-inverse": {"sites": "embedding,blocks,logits"},
+    "repetition": {
+        "strategies": ["temperature", "contrastive"],
+        "new_tokens": 2,
+        "samples": 2,
+        "text_length": 8,
+        "random_draws": 2,
+        "unlikelihood_steps": 1,
+        "unlikelihood_batch": 2,
+        "unlikelihood_pieces": 4,
+    },
 }
 BAD: dict[str, dict[str, Any]] = {
+    "clamped-walk": {"sites": "block.1,block.99"},
     "gradient-inverter": {"sites": "block.1,block.99"},
+    "jacobian-spectrum": {"sites": "block.1,nowhere"},
+    "null-space-walk": {"sites": "block.99"},
+    "orthogonal-walk": {"sites": "block.1,nowhere"},
     "pseudo-inverse": {"sites": "nowhere"},
+    "repetition": {"new_tokens": 64},
 }
+# What is wrong with each bad input; without an entry, its site.
+SENTENCES = {"repetition": "the model's context is 32"}
 CALLS = (1, 2, 5, 9)
 
 
@@ -85,7 +113,10 @@ def test_normal(name: str, subject: probekit.Subject, assert_untouched: Untouche
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_bad_input(name: str, subject: probekit.Subject, assert_untouched: Untouched) -> None:
-    with assert_untouched(subject.model), pytest.raises(probekit.UsageError, match="There is no site"):
+    with (
+        assert_untouched(subject.model),
+        pytest.raises(probekit.UsageError, match=SENTENCES.get(name, "There is no site")),
+    ):
         run(subject, name, BAD[name])
 
 
@@ -137,18 +168,19 @@ def test_what_a_failure_leaves(
         handle.remove()
 
 
-def test_an_error_in_the_backward_pass(subject: probekit.Subject, assert_untouched: Untouched) -> None:
+@pytest.mark.parametrize("name", ["clamped-walk", "gradient-inverter", "null-space-walk", "orthogonal-walk"])
+def test_an_error_in_the_backward_pass(name: str, subject: probekit.Subject, assert_untouched: Untouched) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("on purpose")
 
     handle = subject.anatomy.blocks[0].register_full_backward_hook(refuse)
     try:
         with pytest.raises(RuntimeError, match="on purpose"):
-            run(subject, "gradient-inverter", OPTIONS["gradient-inverter"])
+            run(subject, name, OPTIONS[name])
     finally:
         handle.remove()
     with assert_untouched(subject.model):
-        run(subject, "gradient-inverter", OPTIONS["gradient-inverter"])
+        run(subject, name, OPTIONS[name])
 
 
 def test_an_edit_ends_with_its_block_on_every_way_out(subject: probekit.Subject, assert_untouched: Untouched) -> None:

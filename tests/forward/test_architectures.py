@@ -64,7 +64,8 @@ class Architecture:
             model: nn.Module = getattr(transformers, name + suffix)(config_class(**self.config))
             for parameter in model.parameters():  # initial zeros and ones hide what a part does
                 parameter.data += 0.05 * torch.randn_like(parameter)
-        return model.eval()
+        # Frozen, as `load` leaves a model: on some processors the kernel of a convolution depends on it.
+        return model.eval().requires_grad_(False)
 
 
 def llama_like(name: str, config: dict[str, Any], norm: str = "model.norm") -> Architecture:
@@ -464,7 +465,7 @@ def test_a_model_in_training_computes_in_eval_mode_and_gets_its_flags_back(name:
         if isinstance(module, nn.Dropout):
             module.p = 0.5
     blocks = model.get_submodule(architecture.blocks)
-    model.train()
+    model.train().requires_grad_(True)
     blocks[1].eval()  # a mixture: one block at rest, one frozen
     for parameter in blocks[0].parameters():
         parameter.requires_grad_(False)

@@ -1,0 +1,61 @@
+"""Contrastive search and CTRL's literal penalty: what transformers does not carry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import LogitsProcessor
+
+if TYPE_CHECKING:
+    from probekit import Loop, Subject
+
+
+def ending_tokens(subject: Subject) -> list[int]:
+    """The tokens that would end a text, those that the vocabulary has."""
+    ends = getattr(getattr(subject.model, "generation_config", None), "eos_token_id", None)
+    named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return [index for index in named if 0 <= index < subject.vocabulary]
+
+
+def contrastive_search(
+    subject: Subject, prompt: torch.Tensor, new_tokens: int, k: int, alpha: float, loop: Loop
+) -> torch.Tensor:
+    """`argmax_v (1 − α) p(v) − α max_j cos(h_v, h_j)` over the k likeliest tokens, token by token (Su et al., eq. 5).
+
+    `h_v` is the last hidden state (after the final norm where there is one) at the candidate's own position, `h_j`
+    those of all positions before. The candidates are one batch; no cache: each token is two plain forwards. `[1, T]` →
+    `[1, T + new]`. Tokens that would end the text are left out.
+    """
+    site = "norm" if "norm" in subject.sites() else "block.-1"
+    ends = ending_tokens(subject)
+    ids = loop.state["ids"].to(prompt.device) if loop.start else prompt
+
+    def state() -> dict[str, torch.Tensor]:
+        return {"ids": ids}
+
+    for _ in range(loop.start, new_tokens):
+        logits = subject.capture(ids, ["logits"])["logits"][0, -1].float()
+        logits[ends] = -torch.inf
+        probabilities, candidates = logits.softmax(-1).topk(min(k, len(logits) - len(ends)))
+        longer = torch.cat([ids.expand(len(candidates), -1), candidates[:, None].to(ids.device)], 1)
+        states = torch.nn.functional.normalize(subject.capture(longer, [site])[site].float(), dim=-1)
+        likeness = (states[:, :-1] @ states[:, -1:].mT)[..., 0].amax(1)
+        scores = (1 - alpha) * probabilities - alpha * likeness.to(probabilities.device)
+        ids = longer[scores.argmax().to(longer.device)][None]
+        loop.end_step(state)
+    return ids
+
+
+class LiteralPenalty(LogitsProcessor):
+    """CTRL's penalty as printed: logits of tokens already generated are divided by θ, negative ones too.
+
+    That makes a token with a negative logit likelier. transformers multiplies those by θ instead.
+    """
+
+    def __init__(self, penalty: float, prompt_length: int) -> None:
+        self._penalty, self._prompt_length = penalty, prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        generated = input_ids[:, self._prompt_length :]
+        return scores.scatter(1, generated, scores.gather(1, generated) / self._penalty)

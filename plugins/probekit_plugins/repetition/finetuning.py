@@ -1,0 +1,172 @@
+"""Unlikelihood fine-tuning of a copy of the model, beside the same steps without unlikelihood.
+
+`L = −log p(x_t | x_{<t}) + α · −Σ_{c ∈ C_t} log(1 − p(c | x_{<t}))`, the mean over tokens (Welleck et al., 1908.04319,
+equations 3 to 5). Only what α changes is an effect of unlikelihood: any training on the same text changes repetition.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from probekit import AnalysisError, Subject, UsageError
+from probekit_plugins.repetition.generation import PLAIN, SAMPLING, can_generate
+from probekit_plugins.repetition.predictions import predicts, unlikelihood
+from probekit_plugins.repetition.texts import beginning, begun, piece_length, pieces_of_file
+
+if TYPE_CHECKING:
+    from probekit import Context, Prompt
+    from probekit_plugins.repetition import RepetitionOptions
+
+# Every so-manieth piece is held out from training; at most so many of them are measured.
+HELD_OUT = 5
+MOST_HELD_OUT = 32
+LARGEST_GRADIENT = 1.0
+
+
+def check(subject: Subject, options: RepetitionOptions) -> None:
+    """Raise UsageError with one sentence if a copy of this model cannot be trained here."""
+    quantised = any(getattr(subject.model, f"is_loaded_in_{bits}", False) for bits in ("8bit", "4bit"))
+    if quantised or getattr(subject.model, "hf_quantizer", None) is not None:
+        raise UsageError(
+            "Unlikelihood fine-tuning changes weights, so it needs an unquantised model; leave out --quantization or "
+            "-o unlikelihood_steps."
+        )
+    devices = {parameter.device for parameter in subject.model.parameters()}
+    if len(devices) != 1 or any(device.type == "meta" for device in devices):
+        raise UsageError("Unlikelihood fine-tuning needs the whole model on one device; load it without --device-map.")
+    if not predicts(subject):
+        raise UsageError("Unlikelihood fine-tuning needs a model that predicts tokens; this one has no logits.")
+    if options.text is None and not can_generate(subject):
+        raise UsageError("This model writes no text to be tuned on; give one (-o text=FILE).")
+
+
+class FineTuning:
+    """Pieces of text, split into training and held-out ones, and copies of the model tuned on the former."""
+
+    def __init__(self, subject: Subject, prompt: Prompt, options: RepetitionOptions, context: Context) -> None:
+        self._subject, self._options, self._context = subject, options, context
+        pieces = pieces_of_file(subject, options) if options.text is not None else self._written(prompt)
+        if len(pieces) < 2:
+            raise UsageError(
+                f"The text has only one piece of {pieces.shape[1]} tokens, and fine-tuning needs one to train on and "
+                "one to hold out; give a longer text or cut shorter pieces (-o text_length=…)."
+            )
+        every = min(HELD_OUT, len(pieces))
+        held_out = torch.arange(len(pieces)) % every == every - 1
+        self._training = begun(subject, pieces[~held_out])
+        self.held_out = begun(subject, pieces[held_out][:MOST_HELD_OUT])
+        generator = context.generator("fine-tuning batches")
+        shape = (options.unlikelihood_steps, options.unlikelihood_batch)
+        self._batches = torch.randint(len(self._training), shape, generator=generator)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many pieces are trained on, and how many are held out."""
+        return len(self._training), len(self.held_out)
+
+    def _written(self, prompt: Prompt) -> torch.Tensor:
+        """Pieces that the model writes itself at temperature 1, after what begins a text, or the first prompt's first
+        token.
+        """
+        start = beginning(self._subject)
+        own = [] if start else prompt.input_ids[0, :1].tolist()
+        new = piece_length(self._subject, self._options) - len(own)
+        rows, ids = self._options.unlikelihood_batch, torch.tensor([start + own])
+        parts = []
+        with self._context.progress("text to be tuned on", self._options.unlikelihood_pieces) as progress:
+            for first in range(0, self._options.unlikelihood_pieces, rows):
+                count = min(rows, self._options.unlikelihood_pieces - first)
+                seed = int(torch.randint(2**62, (1,), generator=self._context.generator(f"own text/{first}")))
+
+                def write(count: int = count, seed: int = seed) -> dict[str, torch.Tensor]:
+                    settings = {**PLAIN, **SAMPLING, "max_new_tokens": new, "min_new_tokens": new}
+                    return {"ids": self._subject.generate(ids.expand(count, -1), seed, **settings)}
+
+                found = self._context.stage(f"own text/{first}", write)["ids"]
+                parts.append(found[:, len(start) :])
+                progress.step(count)
+        return torch.cat(parts)
+
+    def tuned(self, alpha: float, stage: str) -> tuple[Subject, torch.Tensor]:
+        """A copy of the model after all steps with this α, and the losses `[steps, 2]`: MLE and unlikelihood.
+
+        Trained in fp32 at least, in eval mode: without dropout. Raises AnalysisError if a loss is not finite.
+        """
+        model = copy.deepcopy(self._subject.model)
+        model.zero_grad(set_to_none=True)
+        model.eval()
+        if next(model.parameters()).dtype not in (torch.float32, torch.float64):
+            model.float()
+        parameters = dict(model.named_parameters())
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(parameters.values(), self._options.unlikelihood_learning_rate)
+        losses = torch.zeros(self._options.unlikelihood_steps, 2)
+        state = _state_of(parameters, optimizer, losses)
+        with self._context.loop(f"fine-tuning, {stage}", len(losses), f"fine-tuning/{stage}") as loop:
+            if loop.start:
+                _restore(loop.state, parameters, optimizer, losses)
+            for step in range(loop.start, len(losses)):
+                ids = self._training[self._batches[step]]
+                likelihood = model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+                mle = -likelihood.gather(-1, ids[:, 1:, None]).mean()
+                repeated = unlikelihood(likelihood, ids, 1).mean()
+                losses[step] = torch.stack([mle.detach(), repeated.detach()]).cpu()
+                if not bool(torch.isfinite(losses[step]).all()):
+                    raise AnalysisError(
+                        f"The loss of the fine-tuning ({stage}) is not finite at step {step + 1}; lower the learning "
+                        f"rate (-o unlikelihood_learning_rate={self._options.unlikelihood_learning_rate / 10:.2g})."
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                (mle + alpha * repeated).backward()
+                nn.utils.clip_grad_norm_(parameters.values(), LARGEST_GRADIENT)
+                optimizer.step()
+                loop.end_step(state, mle=losses[step, 0], unlikelihood=losses[step, 1])
+        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        known = self._subject.anatomy
+        paths = {
+            "blocks": known.blocks_path,
+            "embedding": known.embedding_path,
+            "norm": known.norm_path,
+            "unembedding": known.unembedding_path,
+        }
+        return Subject(model, self._subject.tokenizer, anatomy=paths, settled=True), losses
+
+
+def _state_of(
+    parameters: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, losses: torch.Tensor
+) -> Callable[[], dict[str, torch.Tensor]]:
+    """What the rest of the training follows from: weights, both moments, the optimiser's count of steps, the losses."""
+
+    def state() -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {"losses": losses}
+        for name, parameter in parameters.items():
+            found[f"weight/{name}"] = parameter
+            for kind, value in optimizer.state[parameter].items():
+                found[f"{kind}/{name}"] = value
+        return found
+
+    return state
+
+
+def _restore(
+    state: dict[str, torch.Tensor],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    losses: torch.Tensor,
+) -> None:
+    losses.copy_(state["losses"])
+    for name, parameter in parameters.items():
+        with torch.no_grad():
+            parameter.copy_(state[f"weight/{name}"])
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            if f"{kind}/{name}" in state:  # a weight that gets no gradient has none
+                value = state[f"{kind}/{name}"]
+                optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)

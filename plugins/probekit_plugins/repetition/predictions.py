@@ -1,0 +1,100 @@
+"""What the model predicts along given ids: rep/l, wrep/l, unlikelihood and negative log-likelihood, one forward each.
+
+Welleck et al., 1908.04319, section 3: rep/l is the share of positions whose most likely next token stands among the l
+tokens before, wrep/l the share where it moreover is not the true next token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from probekit import Subject
+
+# Log-probabilities `[rows, positions, V]` that are held at once: 256 MiB in fp32.
+MOST_VALUES = 2**26
+# 1 − p of a repeated token is taken to be at least this, as the authors' code does: its logarithm stays finite.
+LEAST_REST = 1e-5
+
+Sums = dict[str, torch.Tensor]
+
+
+def predicts(subject: Subject) -> bool:
+    """Whether the model has logits over its vocabulary: a body without a head, or a plain network, has none."""
+    generates = getattr(subject.model, "can_generate", lambda: False)()
+    return bool(generates) or subject.anatomy.unembedding is not None
+
+
+def names(windows: Sequence[int]) -> list[str]:
+    """The figures that `measure` sums, in order."""
+    return [f"{kind}_{window}" for window in windows for kind in ("rep", "wrep", "text_rep")] + ["unlikelihood", "nll"]
+
+
+def measure(subject: Subject, ids: torch.Tensor, start: int, windows: Sequence[int]) -> Sums:
+    """Sums over the positions from `start` on of each row, and their `count`: `[rows, T]` → `[rows]` each.
+
+    `text_rep` is rep/l of the text itself: the share of true next tokens that stand among the l before. What comes
+    before `start` is context: windows and the previous tokens reach into it. Raises AnalysisError for logits that are
+    not finite.
+    """
+    start = max(start, 1)
+    length = ids.shape[1]
+    rows = max(1, MOST_VALUES // (length * max(subject.vocabulary, length)))
+    parts = []
+    for chosen in ids.split(rows):
+        logits = subject.capture(chosen, ["logits"])["logits"][:, start - 1 : -1]
+        subject.check_finite(logits, "The logits")
+        parts.append(_sums(logits.float(), chosen.to(logits.device), start, windows))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _sums(logits: torch.Tensor, ids: torch.Tensor, start: int, windows: Sequence[int]) -> Sums:
+    """`logits` `[rows, T − start, V]` predict `ids[:, start:]`."""
+    targets, predicted = ids[:, start:], logits.argmax(-1)
+    place = torch.arange(ids.shape[1], device=ids.device)
+    ago = place[start:, None] - place  # how far before each target every token stands
+    found: Sums = {}
+    for window in windows:
+        near = (ago >= 1) & (ago <= window)
+        repeats = ((predicted[..., None] == ids[:, None]) & near).any(-1)
+        found[f"rep_{window}"] = repeats.sum(1)
+        found[f"wrep_{window}"] = (repeats & (predicted != targets)).sum(1)
+        found[f"text_rep_{window}"] = ((targets[..., None] == ids[:, None]) & near).any(-1).sum(1)
+    likelihood = logits.log_softmax(-1)
+    found["unlikelihood"] = unlikelihood(likelihood, ids, start).sum(1)
+    found["nll"] = -likelihood.gather(-1, targets[..., None])[..., 0].sum(1)
+    found["count"] = torch.full_like(found["nll"], targets.shape[1])
+    return {name: values.double().cpu() for name, values in found.items()}
+
+
+def unlikelihood(log_probabilities: torch.Tensor, ids: torch.Tensor, start: int) -> torch.Tensor:
+    """`−Σ_{c ∈ C_t} log(1 − p(c | x_{<t}))` for each target from `start` on, `C_t` the tokens before t but not x_t.
+
+    Each token counts once, however often it stood before. `[rows, T − start, V]` and `[rows, T]` → `[rows, T − start]`.
+    Welleck et al., equation 4; differentiable.
+    """
+    length = ids.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril(-1)
+    first = ~((ids[:, :, None] == ids[:, None]) & earlier).any(-1)  # no equal token stands before it
+    candidates = earlier[start:] & first[:, None] & (ids[:, None] != ids[:, start:, None])
+    values = log_probabilities.gather(-1, ids[:, None].expand(-1, length - start, -1))
+    rest = (1 - values.exp()).clamp(min=LEAST_REST)
+    return -(rest.log() * candidates).sum(-1)
+
+
+def means(parts: Sequence[Sums]) -> dict[str, float | None]:
+    """Figures per predicted token over all rows of several batches; None where nothing was predicted."""
+    if not parts:
+        return {}
+    count = sum(float(part["count"].sum()) for part in parts)
+    # In an order of their own: tensors that were read back are in another than those just computed.
+    figures = sorted(parts[0].keys() - {"count"}, key=lambda name: (name.rstrip("0123456789"), len(name), name))
+    return {name: sum(float(part[name].sum()) for part in parts) / count if count else None for name in figures}
+
+
+def of_row(sums: Sums, row: int) -> dict[str, float | None]:
+    """The same figures of one row."""
+    return means([{name: values[row : row + 1] for name, values in sums.items()}])

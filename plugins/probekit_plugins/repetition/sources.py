@@ -1,0 +1,163 @@
+"""Token sequences that were found before: by the other analyses of this run, and by saved runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probekit import Result, TokenSequence, UsageError, read_run
+
+if TYPE_CHECKING:
+    from probekit import Subject
+
+Scalar = str | int | float | bool | None
+Labels = dict[str, Scalar]
+
+OURS = "repetition"
+# What tells sequences of one group apart; every other label makes a group of its own.
+POOLED = ("prompt", "restart", "step", "walker", "walk", "sample", "seed", "position", "index", "piece")
+# Labels with a column of their own; the rest stand together in "variant".
+COLUMNS = ("site", "rank")
+
+
+@dataclass
+class Origin:
+    """The run that sequences come from: its labels for a table row, its results, and its vocabulary."""
+
+    labels: Labels
+    results: Mapping[str, Result]
+    vocabulary: int
+
+
+@dataclass
+class Group:
+    """Sequences that belong together, such as the first choices at one site, over prompts and restarts.
+
+    `sequences` are those at the end of a descent or a walk; `steps` are all of them by step, where there are steps.
+    `prompts` are the prompts of these, None where none of the same length is known.
+    """
+
+    labels: Labels
+    vocabulary: int
+    sequences: list[TokenSequence] = field(default_factory=list)
+    prompts: list[list[int] | None] = field(default_factory=list)
+    steps: dict[int, list[TokenSequence]] = field(default_factory=dict)
+
+
+def this_run(subject: Subject, results: Mapping[str, Result]) -> Origin:
+    """The run that is being made. What it knows of its model is the subject's."""
+    facts = subject.facts
+    path = str(getattr(getattr(subject.model, "config", None), "_name_or_path", ""))
+    name = "demo" if facts.get("source") == "demo" else Path(path).name or type(subject.model).__name__
+    random = facts.get("source") == "random weights"
+    eight, four = (getattr(subject.model, f"is_loaded_in_{bits}", False) for bits in ("8bit", "4bit"))
+    dtype = str(getattr(subject.model, "dtype", "")).removeprefix("torch.")
+    labels: Labels = {
+        "run": "this run",
+        "model": name,
+        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+        "weights": "random" if random else "pretrained",
+        "precision": "int8" if eight else "4 bit" if four else dtype,
+        "depth": f"{len(subject.anatomy.blocks)} blocks",
+    }
+    return Origin(labels, results, subject.vocabulary)
+
+
+def saved(paths: Sequence[str], subject: Subject) -> list[Origin]:
+    """The saved runs, labelled by their models. Raises UsageError with one sentence for a path that is no run."""
+    found = []
+    for path in paths:
+        run = read_run(path)
+        if not run.results:
+            raise UsageError(f"The run '{path}' has no analysis that is done, so there is nothing to read from it.")
+        spec, facts = _model(run.manifest, path)
+        blocks = _own(run.results, "blocks") or spec.get("depth")
+        labels: Labels = {
+            "run": Path(path).resolve().name,
+            "model": Path(str(spec.get("name", "demo"))).name,
+            "parameters": facts.get("parameters"),
+            "weights": str(spec.get("weights", "pretrained")),
+            "precision": str(spec.get("quantization") or facts.get("dtype", "")),
+            "depth": f"{blocks} blocks" if blocks else "whole",
+        }
+        found.append(Origin(labels, run.results, _vocabulary(run.results, subject)))
+    names = [origin.labels["run"] for origin in found]
+    for origin, path in zip(found, paths, strict=True):
+        if names.count(origin.labels["run"]) > 1:  # folders of the same name: told apart by where they lie
+            origin.labels["run"] = f"{Path(path).resolve().parent.name}/{Path(path).resolve().name}"
+    return found
+
+
+def _model(manifest: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    spec, facts = manifest.get("configuration", {}).get("model", {}), manifest.get("model", {})
+    if not isinstance(spec, Mapping) or not isinstance(facts, Mapping):
+        raise UsageError(f"The run '{path}' does not say which model it is of; its run.json is damaged.")
+    return spec, facts
+
+
+def _vocabulary(results: Mapping[str, Result], subject: Subject) -> int:
+    """What the run itself says; else this model's, if all ids are of it; else as many tokens as its ids need."""
+    known = _own(results, "vocabulary")
+    if known is not None:
+        return known
+    largest = max((max(s.ids, default=0) for r in results.values() for g in r.sequences.values() for s in g), default=0)
+    return subject.vocabulary if largest < subject.vocabulary else largest + 1
+
+
+def _own(results: Mapping[str, Result], metric: str) -> int | None:
+    """What a repetition analysis of that run says of its model."""
+    known = results[OURS].metrics.get(metric) if OURS in results else None
+    return known if isinstance(known, int) else None
+
+
+def decoded(origin: Origin) -> list[Group]:
+    """The groups of every named list of sequences but the prompts, by analysis, name, site, rank and the rest."""
+    groups: dict[tuple[object, ...], Group] = {}
+    for analysis, result in origin.results.items():
+        if analysis == OURS:
+            continue
+        prompts = result.sequences.get("prompt", [])
+        for name, sequences in result.sequences.items():
+            if name == "prompt":
+                continue
+            ends = _ends(sequences)
+            for sequence, at_end in zip(sequences, ends, strict=True):
+                own = {label: value for label, value in sequence.labels.items() if label not in POOLED}
+                key = (analysis, name, *sorted((label, str(value)) for label, value in own.items()))
+                if key not in groups:
+                    variant = ", ".join(f"{label} {value}" for label, value in own.items() if label not in COLUMNS)
+                    labels: Labels = {**origin.labels, "analysis": analysis, "name": name}
+                    labels |= {column: own.get(column) for column in COLUMNS} | {"variant": variant or None}
+                    groups[key] = Group(labels, origin.vocabulary)
+                step = sequence.labels.get("step")
+                if isinstance(step, int):
+                    groups[key].steps.setdefault(step, []).append(sequence)
+                if at_end and sequence.ids:
+                    groups[key].sequences.append(sequence)
+                    groups[key].prompts.append(_prompt_of(sequence, prompts))
+    return [group for group in groups.values() if group.sequences]
+
+
+def _ends(sequences: Iterable[TokenSequence]) -> list[bool]:
+    """Whether each sequence is the last step of its own descent or walk; those without steps are."""
+    listed = list(sequences)
+    keys = [tuple(sorted((k, str(v)) for k, v in s.labels.items() if k not in ("step", "rank"))) for s in listed]
+    last: dict[tuple[tuple[str, str], ...], int] = {}
+    for key, sequence in zip(keys, listed, strict=True):
+        step = sequence.labels.get("step")
+        if isinstance(step, int):
+            last[key] = max(step, last.get(key, step))
+    return [key not in last or s.labels.get("step") == last[key] for key, s in zip(keys, listed, strict=True)]
+
+
+def _prompt_of(sequence: TokenSequence, prompts: Sequence[TokenSequence]) -> list[int] | None:
+    number = sequence.labels.get("prompt")
+    of_it = [prompt.ids for prompt in prompts if prompt.labels.get("prompt") == number or len(prompts) == 1]
+    return of_it[0] if of_it and len(of_it[0]) == len(sequence.ids) else None
+
+
+def accuracy(ids: Sequence[int], prompt: Sequence[int]) -> float:
+    """The share of tokens that stand in the prompt at the same position."""
+    return sum(one == other for one, other in zip(ids, prompt, strict=True)) / len(prompt)
