@@ -419,3 +419,22 @@ def test_an_untrained_gpt2_gives_the_sky_is_blue_back(data_folder: Path, tmp_pat
     )
     assert [row["exact"] for row in run.result.tables["restarts"]].count(True) >= 1
     assert run.result.sequences["prompt"][0].ids == [464, 6766, 318, 4171, 13]
+
+
+def test_the_first_steps_that_are_closer_than_the_shift_and_exact(
+    subject: probekit.Subject, prompt: probekit.Prompt
+) -> None:
+    """Read off the saved losses and tokens, by hand; None for a restart that never gets there."""
+    result = inverted(subject, prompt, sites="block.0", steps=60, restarts=3, record_every=5)
+    short = inverted(subject, prompt, sites="block.0", steps=1, restarts=3)
+    assert all(row["steps_to_exact"] is None for row in short.tables["restarts"])
+    losses, ids = result.tensors["0/block.0/losses"], result.tensors["0/block.0/recorded_ids"]
+    steps = result.tensors["0/block.0/recorded_steps"].tolist()
+    for row in result.tables["restarts"]:
+        restart = int(row["restart"] or 0)
+        m = float(row["shifted_loss"] or 0)
+        closer = [step for step, loss in enumerate(losses[:, restart].tolist()) if loss < m]
+        exact = [step for step, found in zip(steps, ids[:, restart].tolist(), strict=True) if found == IDS]
+        assert row["steps_to_closer"] == (closer[0] if closer else None)
+        assert row["steps_to_exact"] == (exact[0] if exact else None)
+    assert any(row["steps_to_exact"] for row in result.tables["restarts"])

@@ -19,6 +19,7 @@ from torch import nn
 
 import probekit
 from probekit.errors import UsageError
+from probekit_plugins.jacobian import Jacobian
 
 SIZES = {
     "vocab_size": 80,
@@ -287,6 +288,21 @@ def test_capture_equals_the_hidden_states_of_transformers(architecture: Architec
         assert_bits(
             captured[f"block.{index}"], output.hidden_states[index + architecture.first_hidden_state], f"block {index}"
         )
+
+
+@every_architecture
+def test_products_with_the_jacobian_are_each_others_transpose(architecture: Architecture) -> None:
+    """`u·Jv = Jᵀu·v`: the second backward pass, which finds Jv, against the first, which is the gradient's own."""
+    subject = probekit.Subject(model_of(architecture))
+    generator = torch.Generator().manual_seed(3)
+    embeddings = subject.embed(IDS)
+    jacobian = Jacobian(subject.layer_map("block.1"), embeddings, torch.ones(*embeddings.shape[:2], 1))
+    v = torch.randn(embeddings.shape, generator=generator)
+    pushed = jacobian.times(v)
+    u = torch.randn(pushed.shape, generator=generator)
+    pulled = jacobian.transposed_times(u)
+    assert pushed.norm() > 0
+    assert abs(float((u * pushed).sum() - (pulled * v).sum())) <= 1e-5 * float(u.norm() * pushed.norm())
 
 
 @every_architecture

@@ -148,6 +148,8 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
             "token_accuracy": "token accuracy",
             "top_k_accuracy": "top-k accuracy",
             "exact": "exact",
+            "steps_to_closer": "closer than m at step",
+            "steps_to_exact": "exact at step",
             "discrete_loss": "discrete loss",
             "distance_l1": "‖e_N − e*‖₁",
             "distance_l2": "‖e_N − e*‖₂",

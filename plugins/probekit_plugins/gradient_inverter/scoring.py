@@ -113,6 +113,8 @@ def _restart_rows(
     unknown: list[bool | None] = [None] * len(figures.embeddings)
     continuous = next_tokens.agree(figures.embeddings) if next_tokens else unknown
     discrete = next_tokens.agree(figures.decoded_embeddings) if next_tokens else unknown
+    recorded_right = (figures.recorded_ids == truth).all(-1)
+    every_step = torch.arange(len(figures.losses))
     rows: list[dict[str, Scalar]] = []
     for restart in range(right.shape[0]):
         final, after = float(figures.losses[-1, restart]), float(figures.discrete_losses[restart])
@@ -127,6 +129,8 @@ def _restart_rows(
                 "token_accuracy": float(right[restart].float().mean()),
                 "top_k_accuracy": float(in_top_k[restart].float().mean()),
                 "exact": wrong == 0,
+                "steps_to_closer": first_step(figures.losses[:, restart] < figures.m, every_step),
+                "steps_to_exact": first_step(recorded_right[:, restart], figures.recorded_steps),
                 "discrete_loss": after,
                 "discrete_loss_ratio": ratio(after, figures.m),
                 "distance_l1": float(apart[restart].abs().sum()),
@@ -155,6 +159,12 @@ def _shift_rows(figures: Figures, next_tokens: _NextTokens | None) -> list[dict[
             }
         )
     return rows
+
+
+def first_step(held: torch.Tensor, steps: torch.Tensor) -> int | None:
+    """The first of these steps at which something held, `[S]`, or None."""
+    where = held.nonzero()
+    return int(steps[where[0, 0]]) if len(where) else None
 
 
 def ratio(value: float, reference: float) -> float | None:
