@@ -24,7 +24,7 @@ from probekit_plugins.walks.journey import Stride, orthogonality
 from probekit_plugins.walks.walkers import Walkers
 
 # Width, rounds.
-WIDTHS = ((768, 20), (1600, 10))
+WIDTHS = ((768, 200), (1600, 100))
 # Blocks, rounds.
 DEPTHS = ((1, 500), (12, 100))
 DIRECTION_GOAL, STEP_GOAL = 20.0, 1.1
@@ -60,7 +60,7 @@ def directions(settings: Settings, outcome: Outcome) -> None:
         generator = torch.Generator().manual_seed(width)
         gradient = torch.randn(1, TOKENS, width, generator=generator)
         vector = torch.randn(1, 1, width, generator=generator)
-        ours = partial(project_off, vector, gradient, torch.ones(1, TOKENS, 1))
+        ours = partial(project_off, vector, gradient)
         page = partial(by_svd, gradient)
         sides = [Side("probekit", "probekit", ours), Side("full SVD, as on the page", "peer", page)]
         timings = alternate(sides, settings.rounds(rounds), warmup=2)
@@ -97,7 +97,7 @@ def steps(settings: Settings, outcome: Outcome) -> None:
         sides = [
             Side("layer map, summed", "floor", partial(layer_map_step, walkers.layer_map, start)),
             Side("layer map, L1", "floor", partial(layer_map_step, walkers.loss, start)),
-            Side("direction", "probekit", partial(project_off, vector, gradient, walkers.mask)),
+            Side("direction", "probekit", partial(project_off, vector, gradient)),
             Side("shift", "probekit", partial(shift, start, 0)),
             Side("orthogonal walk", "probekit", Walk(orthogonal, start).step),
             Side("clamped walk, 1 inner step", "probekit", Walk(clamped, start).step),

@@ -43,6 +43,7 @@ class Random(Memoryless):
 
     def __init__(self, walkers: Walkers, options: OrthogonalWalkOptions) -> None:
         self._walkers, self._options = walkers, options
+        self._padding = None if bool(walkers.mask.all()) else walkers.mask
         drawn = walkers.noise(walkers.generators("direction"))
         self._drawn = torch.nn.functional.normalize(drawn[:, :1] if options.broadcast else drawn, dim=-1)
 
@@ -60,7 +61,7 @@ class Orthogonal(Random):
     def direction(self, embeddings: torch.Tensor, step: int) -> torch.Tensor:
         gradient = self._walkers.summed_gradient(embeddings)
         if self._options.direction == "projected":
-            return project_off(self._drawn, gradient, self._walkers.mask)
+            return project_off(self._drawn, gradient, self._padding)
         generators = self._walkers.generators(f"row {step}")
         rows = [
             null_rows(one[:length], 1 if self._options.broadcast else length, self._options.direction, generator)
@@ -74,19 +75,20 @@ class Orthogonal(Random):
         return found
 
 
-def project_off(vectors: torch.Tensor, gradient: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def project_off(vectors: torch.Tensor, gradient: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Unit vectors orthogonal to every row of `g`: `v − QQᵀv` normalised, with `gᵀ = QR`.
 
-    `vectors` are `[B, m, d]`, `gradient` `[B, T, d]` with T < d, `mask` `[B, T, 1]` is 0 at padding. O(T² d) rather
-    than the O(d³) of a full singular value decomposition. Projected twice, since once leaves an error of the size of
-    what was taken away.
+    `vectors` are `[B, m, d]`, `gradient` `[B, T, d]` with T < d, `mask` `[B, T, 1]` is 0 at padding, None without any.
+    O(T² d) rather than the O(d³) of a full singular value decomposition. A projection leaves an error of the size of
+    what it takes away, which is little of a random vector where T is small beside d; elsewhere it is done twice.
     """
-    basis, _ = torch.linalg.qr(gradient.mT)
-    basis = basis * mask.mT  # for padding, whose gradient is zero, QR makes up a direction
-    for _ in range(2):
+    basis = torch.linalg.householder_product(*torch.geqrf(gradient.mT))  # Q without the copies of linalg.qr
+    if mask is not None:  # QR makes up a direction for the gradient of padding, which is zero
+        basis = basis * mask.mT
+    for _ in range(1 if 4 * gradient.shape[1] <= gradient.shape[2] else 2):
         vectors = torch.baddbmm(vectors, vectors @ basis, basis.mT, alpha=-1)
     lengths: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / lengths.clamp_min(torch.finfo(vectors.dtype).tiny)
+    return vectors / (lengths if mask is None else lengths.clamp_min(torch.finfo(vectors.dtype).tiny))
 
 
 def null_rows(gradient: torch.Tensor, count: int, choice: str, generator: torch.Generator) -> torch.Tensor:
