@@ -19,6 +19,7 @@ COMMANDS = {
     "plugins": ("plugins", "List the plugins, or show one with its options."),
     "report": ("report", "Draw the report of a run again."),
     "run": ("run", "Run analyses on a model and write a report."),
+    "study": ("study", "Carry out a study: many runs, and what they should show."),
 }
 
 

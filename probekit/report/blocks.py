@@ -6,6 +6,7 @@ the libraries that its numbers came from.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -106,6 +107,14 @@ class Page:
             if len(row) != len(names):
                 raise ValueError(f"Row {index} of a table has {len(row)} cells, but there are {len(names)} columns.")
         self._add("table", columns=names, rows=cells, caption=_text(caption), collapsed=bool(collapsed))
+
+    def links(self, targets: Sequence[tuple[str, str]], caption: str = "") -> None:
+        """Links to files beside the report, each a text and a relative path such as `cells/1/report.html`.
+
+        Raises ValueError for a target that leaves the report's folder or the disk: `https:`, `/`, `..`.
+        """
+        links = [{"text": _text(text), "target": _relative(target)} for text, target in targets]
+        self._add("links", targets=links, caption=_text(caption))
 
     def lines(
         self,
@@ -227,6 +236,8 @@ class Page:
         try:
             if kind == "tokens":
                 content["rows"] = [_token_row_from_json(row) for row in content["rows"]]
+            if kind == "links":
+                content["targets"] = [(entry["text"], entry["target"]) for entry in content["targets"]]
             if kind in ("lines", "band"):
                 content["series"] = {entry["name"]: entry["points"] for entry in content["series"]}
             readers[kind](**content)
@@ -235,13 +246,20 @@ class Page:
 
 
 def _readers(page: Page) -> dict[str, Callable[..., None]]:
-    adders = (page.finding, page.heading, page.prose, page.note, page.tokens, page.table)
+    adders = (page.finding, page.heading, page.prose, page.note, page.tokens, page.table, page.links)
     charts = (page.lines, page.band, page.heatmap, page.chart)
     return {adder.__name__: adder for adder in (*adders, *charts)}
 
 
 def _text(value: object) -> str:
     return without_surrogates(str(value))
+
+
+def _relative(target: str) -> str:
+    parts = target.split("/")
+    if not re.fullmatch(r"[\w.@+-][\w.@+ /-]*", target) or ".." in parts or "" in parts:
+        raise ValueError(f"A link leads to a file beside the report or below it, but its target was {target!r}.")
+    return target
 
 
 def _point(point: Sequence[float], size: int) -> list[float | int | None]:

@@ -1,16 +1,17 @@
 """A report in a real browser: it asks for nothing, runs nothing but its own scripts, and can be read and used."""
 
+import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from probekit.report import Document, render_html
+from probekit.report import Document, Page, render_html
 
 pytestmark = pytest.mark.chromium
 
@@ -227,3 +228,63 @@ def test_paper_is_light_and_complete_even_for_a_reader_in_the_dark(open_report: 
     assert reader.page.locator("details.fold:not([open])").count() == 0
     reader.page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert reader.page.locator("details.fold[open]").count() == 0
+
+
+def test_a_link_opens_the_report_beside_by_mouse_and_by_keyboard(browser: Any, tmp_path: Path) -> None:
+    """As a study's report does those of its cells; nothing is asked for until the link is followed."""
+    cell, page = tmp_path / "cells" / "0a1b" / "report.html", Page("Cells")
+    page.links([("inverter (block 0, seed 0)", "cells/0a1b/report.html"), ("a long name " * 200, "b.html")], "Reports")
+    cell.parent.mkdir(parents=True)
+    cell.write_text(render_html(Document("A cell", "q", pages=[("one", Page("one"))])), encoding="utf-8")
+    path = tmp_path / "report.html"
+    path.write_text(render_html(Document("A study", "q", pages=[("Cells", page)])), encoding="utf-8")
+    reader = Reader(browser, path, viewport={"width": 380, "height": 900})
+    assert reader.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert reader.requests == [path.as_uri()]
+    link = reader.page.get_by_role("link", name="inverter (block 0, seed 0)")
+    link.click()
+    reader.page.wait_for_url(cell.as_uri())
+    assert reader.page.title().startswith("A cell")
+    reader.page.go_back()
+    focused = "document.activeElement.getAttribute('href')"
+    for _ in range(20):
+        reader.page.keyboard.press("Tab")
+        if reader.page.evaluate(focused) == "cells/0a1b/report.html":
+            break
+    reader.page.keyboard.press("Enter")
+    reader.page.wait_for_url(cell.as_uri())
+    assert reader.complaints == []
+    reader.context.close()
+
+
+def test_the_report_of_a_study_opens_those_of_its_cells(
+    browser: Any, tmp_path: Path, tiny_gpt2: Callable[..., Path]
+) -> None:
+    from probekit.runs.studies import study
+
+    file = tmp_path / "small.toml"
+    file.write_text(
+        f"""
+        title = "Small"
+        parameters.model = {json.dumps(str(tiny_gpt2()))}
+        runs.decoders = {{ model = "$model", plugins = "pseudo-inverse", seeds = 2 }}
+        charts = [{{ caption = "Rank", figure = {{ run = "decoders", metric = "embedding_rank" }}, x = "seed" }}]
+        [[expectations]]
+        id = "rank"
+        claim = "The embedding has a rank"
+        figures.rank = {{ run = "decoders", metric = "embedding_rank" }}
+        verdicts.holds = "least(rank) > 0"
+        expect = "holds"
+        """
+    )
+    outcome = study(file, tmp_path / "out")
+    reader = Reader(browser, outcome.report_path)
+    assert outcome.passed
+    assert reader.requests == [outcome.report_path.as_uri()]
+    assert reader.page.get_by_text("The embedding has a rank").first.is_visible()
+    for cell in outcome.cells:
+        reader.page.get_by_role("link", name=cell.label).first.click()
+        reader.page.wait_for_url((outcome.path / "cells" / cell.key / "report.html").as_uri())
+        reader.page.go_back()
+    assert reader.complaints == []
+    reader.context.close()

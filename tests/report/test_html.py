@@ -24,6 +24,11 @@ class Markup(HTMLParser):
         self.text += data
 
 
+def links_of(page: Page) -> list[str | None]:
+    markup = Markup(of_page(page))
+    return [each["href"] for tag, each in markup.elements if tag == "a" and not (each["href"] or "").startswith("#")]
+
+
 def of_page(page: Page) -> str:
     return render_html(Document("t", "q", pages=[("name", page)]))
 
@@ -140,3 +145,21 @@ def test_importing_the_report_room_imports_nothing_heavy_and_nothing_else_of_pro
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_links_are_anchors_with_their_text_escaped() -> None:
+    hostile = "</a></script><img src=x onerror=alert(1)>\" onclick='alert(1)' \x00 \ud800 " + "x" * 10_000
+    page = Page("t")
+    page.links([(hostile, "cells/1/report.html"), ("", "b c.html")], caption=hostile)
+    markup = Markup(of_page(page))
+    assert links_of(page) == ["cells/1/report.html", "b c.html"]
+    assert "<img src=x onerror=alert(1)>" in markup.text
+    assert not [tag for tag, _ in markup.elements if tag == "img"]
+    assert not [name for _, each in markup.elements for name in each if name.startswith("on") or name == "tabindex"]
+
+
+def test_no_links_leave_nothing_behind() -> None:
+    page = Page("t")
+    page.links([], caption="Nothing here")
+    assert links_of(page) == []
+    assert "Nothing here" not in Markup(of_page(page)).text

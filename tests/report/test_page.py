@@ -23,6 +23,72 @@ def test_a_page_is_drawn_the_same_after_json(page: Page) -> None:
     assert (first == second) is True
 
 
+TARGETS = ["cells/0a1b/report.html", "report.html", "a b/c+d@e-f.html", "./here.html", "größe.html"]
+ASTRAY = [
+    *(
+        "",
+        " ",
+        "/etc/passwd",
+        "//example.org/a",
+        "https://example.org",
+        "http:a",
+        "javascript:alert(1)",
+        "data:text/html,a",
+    ),
+    *(
+        "..",
+        "../a.html",
+        "a/../../b.html",
+        "a//b",
+        "a/",
+        "JaVaScRiPt:1",
+        "file:///a",
+        "\\\\host\\a",
+        "a\\..\\b",
+        "a?b",
+        "#a",
+    ),
+    *(
+        "a%2e%2e/b",
+        "%2e%2e/a",
+        "\ta",
+        "a\n",
+        "java\nscript:1",
+        "&#106;avascript:1",
+        "a\0",
+        "a\ud800",
+        "C:/a",
+        "a:b",
+        "<b>",
+    ),
+]
+
+
+def test_links_are_the_same_after_json() -> None:
+    page = Page("t")
+    page.links([(f"<b>{target}", target) for target in TARGETS], caption="Runs")
+    page.links([])
+    assert through_json(page) == page
+    assert [link["target"] for link in page.blocks[0]["targets"]] == TARGETS
+
+
+@pytest.mark.parametrize("target", ASTRAY, ids=ascii)
+def test_a_link_leads_nowhere_but_beside_the_report(target: str) -> None:
+    page = Page("t")
+    with pytest.raises(ValueError, match="beside the report or below it"):
+        page.links([("text", "fine.html"), ("text", target)])
+    assert page.blocks == []
+    block = {"type": "links", "targets": [{"text": "text", "target": target}], "caption": ""}
+    with pytest.raises(ValueError, match="beside the report or below it"):
+        Page.from_json({"schema": 1, "title": "t", "blocks": [block]})
+
+
+@pytest.mark.parametrize("targets", [None, "ab", [{"text": "a"}], [{"text": "a", "target": 5}], [["a", "b"]]])
+def test_links_that_are_malformed_are_refused(targets: Any) -> None:
+    with pytest.raises(ValueError, match="of type 'links', is malformed"):
+        Page.from_json({"schema": 1, "title": "t", "blocks": [{"type": "links", "targets": targets}]})
+
+
 def test_series_keep_their_order_in_json_with_sorted_keys() -> None:
     page = Page("t")
     page.lines({"b": [(0, 1.0)], "a": [(0, 2.0)]})

@@ -1,0 +1,94 @@
+"""`probekit study`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from probekit.cli.display import display, keeping_output_clean
+from probekit.errors import UsageError
+from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
+from probekit.runs.command import option_value
+from probekit.runs.studies import Study, study
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"The shard is '{text}'; expected I/N with I from 1 to N, such as 2/8.")
+    return int(index), int(count)
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"'{text}' sets no parameter; expected NAME=VALUE, such as model=gpt2.")
+    return name, option_value(value)
+
+
+@click.command("study")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--set", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter of the study; repeatable.")
+@click.option("--shard", default="1/1", metavar="I/N", help="Run only the I-th of N shares of the cells.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder of the study.  [default: probekit-studies/NAME]"
+)
+@click.option("--retry-failed", is_flag=True, help="Try cells again that failed.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=SECONDS_BETWEEN_SAVES,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often the state of a long loop is saved.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on standard output, and nothing else there."
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    file: Path,
+    parameters: tuple[str, ...],
+    shard: str,
+    output: Path | None,
+    retry_failed: bool,
+    save_every: float,
+    as_json: bool,
+) -> None:
+    """Carry out the study FILE: run what is missing, judge what is there, and write one report.
+
+    Call it again to go on after an interrupt, or to bring the shares of several machines together: finished cells are
+    not repeated. Exit code 1 if a cell failed or an expectation is not met.
+    """
+    changed = dict(map(_parameter, parameters))
+    with keeping_output_clean(as_json), display() as listener:
+        outcome = study(
+            file,
+            output,
+            parameters=changed,
+            shard=_shard(shard),
+            retry_failed=retry_failed,
+            listener=listener,
+            seconds_between_saves=save_every,
+        )
+    _show(outcome, as_json)
+    if not outcome.passed:
+        ctx.exit(1)
+
+
+def _show(outcome: Study, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(outcome.document(), indent=1, allow_nan=False))
+        return
+    for judgement in outcome.judgements:
+        mark = {True: "met", False: "NOT MET", None: "-"}[judgement.met]
+        click.echo(f"{judgement.expectation.id}: {judgement.verdict} [{mark}]  {judgement.because}")
+    cells = outcome.document()["cells"]
+    click.echo(f"Cells: {cells['done']} done, {cells['failed']} failed, {cells['missing']} missing")
+    for key, sentence in outcome.failures.items():
+        click.echo(f"  {outcome.label(key)}: {sentence}", err=True)
+    click.echo(f"Report: {outcome.report_path}")

@@ -1,0 +1,205 @@
+"""A study, carried out: what is missing is run, cell by cell, and everything that is there is judged and drawn."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from probekit.analysis import Listener
+from probekit.analysis.context import Silent
+from probekit.errors import ProbekitError, UsageError
+from probekit.plugins import Plugins
+from probekit.runs.carry_out import explain
+from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
+from probekit.runs.directory import RunDirectory, encode_json
+from probekit.runs.execute import execute, resume
+from probekit.runs.outcome import Run, read_run
+from probekit.runs.studies.cells import Cell, expand, share
+from probekit.runs.studies.file import StudyFile, read_study
+from probekit.runs.studies.judge import Judgement, check_study, judge
+from probekit.runs.studies.page import render_study
+
+DEFAULT_FOLDER = Path("probekit-studies")
+
+
+@dataclass
+class Study:
+    """What a study came to: its folder, its cells by key, their sentences where they failed, and the judgements."""
+
+    path: Path
+    cells: list[Cell]
+    runs: dict[str, Run] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    judgements: list[Judgement] = field(default_factory=list)
+
+    @property
+    def report_path(self) -> Path:
+        """The report, one HTML file, with links to those of the cells beside it."""
+        return self.path / "report.html"
+
+    @property
+    def done(self) -> int:
+        """How many different cells are done; one of which an analysis failed is not."""
+        return len(set(self.runs) - set(self.failures))
+
+    @property
+    def missing(self) -> int:
+        """How many different cells have neither a result nor a failure yet."""
+        return len({cell.key for cell in self.cells} - set(self.runs) - set(self.failures))
+
+    @property
+    def passed(self) -> bool:
+        """Whether no cell failed and every verdict is one that its expectation takes; missing cells do not tell."""
+        return not self.failures and all(judgement.met is not False for judgement in self.judgements)
+
+    def label(self, key: str) -> str:
+        """The label of the first cell with this key."""
+        return next(cell.label for cell in self.cells if cell.key == key)
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document that `probekit study --json` prints."""
+        return {
+            "study": str(self.path),
+            "report": str(self.report_path),
+            "cells": {"done": self.done, "failed": len(self.failures), "missing": self.missing},
+            "failures": {self.label(key): sentence for key, sentence in self.failures.items()},
+            "passed": self.passed,
+            "expectations": {
+                judgement.expectation.id: {
+                    "verdict": judgement.verdict,
+                    "met": judgement.met,
+                    "because": judgement.because,
+                    "figures": judgement.figures,
+                }
+                for judgement in self.judgements
+            },
+        }
+
+
+def study(
+    path: str | Path,
+    output: str | Path | None = None,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    shard: tuple[int, int] = (1, 1),
+    retry_failed: bool = False,
+    manager: Plugins | None = None,
+    listener: Listener | None = None,
+    seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
+) -> Study:
+    """Carry out a study file: run the cells of this share that are missing, then judge and draw all that are there.
+
+    Each cell is a run directory below `output/cells`, named by its configuration, so that a second call repeats
+    nothing, an interrupted cell goes on where it was, and the shares of several machines come together in one folder. A
+    cell that fails does not end the others; `retry_failed` tries it again. `parameters` replace those of the file.
+    Raises UsageError or PluginError with one sentence for a study that cannot be carried out.
+    """
+    path = Path(path)
+    listener = listener or Silent()
+    manager = manager or Plugins()
+    file = read_study(path, parameters or {})
+    cells = expand(file, manager)
+    check_study(file, cells)
+    folder = Path(output) if output is not None else DEFAULT_FOLDER / path.stem
+    _claim(folder, path, file)
+    mine = {cell.key: cell for cell in reversed(share(cells, shard))}
+    todo = [mine[key] for key in dict.fromkeys(cell.key for cell in cells) if key in mine]
+    try:
+        for number, cell in enumerate(todo, start=1):
+            if _is_settled(folder, cell, retry_failed):
+                continue
+            listener.message(f"Cell {number} of {len(todo)}: {cell.label}")
+            _run(folder, cell, manager, listener, seconds_between_saves)
+    finally:
+        outcome = _collect(folder, cells)
+        outcome.judgements = [judge(expectation, cells, outcome.runs) for expectation in file.expectations]
+        render_study(RunDirectory(folder), file, path, parameters or {}, outcome)
+    return outcome
+
+
+def _claim(folder: Path, path: Path, file: StudyFile) -> None:
+    """Make the folder, or see that it is this study's own."""
+    name = folder / "study.json"
+    identity = {"study": path.name, "title": file.title}
+    if name.is_file():
+        found = RunDirectory(folder).read_json("study.json")
+        if found.get("study") != path.name:
+            raise UsageError(
+                f"The folder '{folder}' holds the study '{found.get('study')}'; choose another output for '{path}'."
+            )
+    elif folder.exists() and not folder.is_dir():
+        raise UsageError(f"The output '{folder}' is no directory; choose another.")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"The output directory '{folder}' exists and holds no study; choose another, or remove it.")
+    try:
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        RunDirectory(folder).write("study.json", encode_json(identity))
+    except OSError as error:
+        raise UsageError(f"The output directory '{folder}' cannot be written: {error.strerror}.") from None
+
+
+def cell_folder(folder: Path, key: str) -> Path:
+    """The run directory of a cell."""
+    return folder / "cells" / key
+
+
+def _failure_file(folder: Path, key: str) -> Path:
+    return folder / "cells" / f"{key}.failed.json"
+
+
+def _is_settled(folder: Path, cell: Cell, retry_failed: bool) -> bool:
+    """Whether there is nothing to do for a cell: it is done, or failed and is not to be tried again."""
+    place = cell_folder(folder, cell.key)
+    failed = _failure_file(folder, cell.key)
+    if retry_failed:
+        failed.unlink(missing_ok=True)
+    if failed.is_file():
+        return True
+    if not (place / "run.json").is_file():
+        return False
+    try:
+        status = RunDirectory(place).read_json("run.json").get("status")
+    except UsageError:  # damaged: shown as a failure, and not begun anew over what is there
+        return True
+    return status == "done" or (status == "failed" and not retry_failed)
+
+
+def _run(folder: Path, cell: Cell, plugins: Plugins, listener: Listener, seconds: float) -> None:
+    """Carry out a cell, or go on with it. What keeps it from beginning is noted beside it."""
+    place = cell_folder(folder, cell.key)
+    try:
+        if (place / "run.json").is_file():
+            resume(place, plugins, listener, seconds)
+        else:
+            execute(cell.resolved, plugins, place, listener, (), seconds)
+    except (Exception, SystemExit) as error:  # a bug, or a plugin's: the other cells are still to be run
+        sentence = explain(error)
+        listener.message(f"Failed: {sentence}")
+        document = {"cell": cell.label, "error": sentence}
+        if not isinstance(error, ProbekitError):
+            document["traceback"] = traceback.format_exc()
+        RunDirectory(folder).write(f"cells/{cell.key}.failed.json", encode_json(document))
+
+
+def _collect(folder: Path, cells: Sequence[Cell]) -> Study:
+    """Every cell that is there, whoever ran it."""
+    outcome = Study(folder, list(cells))
+    for key in dict.fromkeys(cell.key for cell in cells):
+        place = cell_folder(folder, key)
+        failed = _failure_file(folder, key)
+        if failed.is_file():
+            outcome.failures[key] = RunDirectory(folder).read_json(f"cells/{failed.name}")["error"]
+        elif (place / "run.json").is_file():
+            try:
+                run = read_run(place)
+            except UsageError as error:
+                outcome.failures[key] = str(error)
+                continue
+            if run.status == "failed":
+                outcome.failures[key] = "; ".join(f"{name}: {sentence}" for name, sentence in run.failures.items())
+            if run.status == "done" or (run.status == "failed" and run.results):
+                outcome.runs[key] = run
+    return outcome

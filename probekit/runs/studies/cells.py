@@ -1,0 +1,90 @@
+"""Cells: the runs that a study comes to, one for each combination of swept values and seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from probekit.errors import ProbekitError, UsageError
+from probekit.plugins import Plugins
+from probekit.runs.config import Resolved, resolve
+from probekit.runs.studies.file import RunSpec, StudyFile, substituted
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study, its variables, and the key that follows from its configuration alone."""
+
+    run: str
+    variables: dict[str, Any]
+    resolved: Resolved
+    key: str
+
+    @property
+    def label(self) -> str:
+        """`depth (block 3, seed 0)`."""
+        shown = ", ".join(f"{name} {value}" for name, value in self.variables.items())
+        return f"{self.run} ({shown})"
+
+
+def expand(study: StudyFile, plugins: Plugins) -> list[Cell]:
+    """Every cell, in the order of the file. Raises UsageError or PluginError for a run that cannot be configured."""
+    cells = []
+    for name, spec in study.runs.items():
+        for variables in _combinations(name, spec, study.parameters):
+            known = {**study.parameters, **variables}
+            values: dict[str, Any] = {
+                key: substituted(getattr(spec, key), known) for key in ("model", "plugins", "options", "special_tokens")
+            }
+            for key in ("prompts", "input_ids"):
+                if getattr(spec, key):
+                    values[key] = substituted(getattr(spec, key), known)
+            for key in ("plugins", "prompts"):
+                if key in values:  # one name may stand for a list of them
+                    values[key] = [
+                        part for each in values[key] for part in (each if isinstance(each, list) else [each])
+                    ]
+            values["seed"] = variables["seed"]
+            try:
+                resolved = resolve([(name, values)], plugins)
+            except ProbekitError as error:
+                raise type(error)(f"The run '{name}' of the study: {error}") from None
+            cells.append(Cell(name, variables, resolved, _key(resolved)))
+    return cells
+
+
+def _combinations(name: str, spec: RunSpec, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The values of the swept variables and the seed, the last varying fastest."""
+    seeds = substituted(spec.seeds, parameters)
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        seeds = list(range(seeds))
+    if "seed" in spec.sweep:
+        raise UsageError(f"The run '{name}' sweeps 'seed', which `seeds` does: seeds = [5, 6].")
+    swept = {**substituted(dict(spec.sweep), parameters), "seed": seeds}
+    for variable, values in swept.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"The run '{name}' sweeps '{variable}' over {values!r}; expected a list of values.")
+        if variable in parameters:
+            raise UsageError(f"The run '{name}' sweeps '{variable}', which is a parameter of the study; rename one.")
+    if not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UsageError(f"The seeds of the run '{name}' are {seeds!r}; expected whole numbers from 0 on.")
+    for chosen in product(*swept.values()):
+        yield dict(zip(swept, chosen, strict=True))
+
+
+def _key(resolved: Resolved) -> str:
+    """The same for the same configuration, options' defaults included: a cell that another run has too is shared."""
+    document = resolved.document()["configuration"]
+    text = json.dumps(document, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def share(cells: list[Cell], shard: tuple[int, int]) -> list[Cell]:
+    """The cells of shard i of n, by turns among the different ones, so that every shard has some of each run."""
+    index, count = shard
+    order = {key: place for place, key in enumerate(dict.fromkeys(cell.key for cell in cells))}
+    return [cell for cell in cells if order[cell.key] % count == index - 1]

@@ -1,0 +1,205 @@
+"""A study file: runs, sweeps over anything in them, and expectations with the rules that judge them. No torch."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from keyword import iskeyword
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from probekit.errors import UsageError, nearest
+
+# Verdicts that no rule gives: there is nothing to judge, not all of it yet, or something that cannot be judged.
+UNTESTED, INCOMPLETE, AT_FAULT = "not tested", "incomplete", "at fault"
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_listed)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSpec(_Part):
+    """Cells of one kind: a run's configuration, in which `$name` stands for a parameter, a swept value or the seed."""
+
+    about: str = ""
+    model: str | dict[str, Any] = "demo"
+    plugins: Names = Field(min_length=1)
+    options: dict[str, Any] = {}
+    prompts: Names = []
+    input_ids: list[list[int]] | str = []
+    special_tokens: bool | str = True
+    seeds: int | list[int] | str = Field(1, description="How many seeds, from 0, or which.")
+    sweep: dict[str, list[Any] | str] = {}
+
+
+class Figure(_Part):
+    """Values from every cell of a run, or of those `where` variables have these values: a metric of each, or a table's
+    column over the rows that match. `$name` in a name stands for the cell's own variable.
+    """
+
+    run: str
+    where: dict[str, Any] = {}
+    analysis: str | None = None
+    metric: str | None = None
+    table: str | None = None
+    column: str | None = None
+    rows: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Figure:
+        if (self.metric is None) == (self.table is None) or (self.table is None) != (self.column is None):
+            raise ValueError("a figure has either a metric, or a table and a column")
+        return self
+
+
+class Expectation(_Part):
+    """A claim, its figures, and the verdict: the first whose rule is true, or `undecided`.
+
+    `expect` names the verdicts that let the study pass; without it any does. `because` is one sentence, in which
+    `{median(near):.3g}` stands for the value of an expression. `untested` says why there is nothing to measure.
+    """
+
+    id: str
+    claim: str
+    source: str = ""
+    test: str = ""
+    figures: dict[str, Figure] = {}
+    verdicts: dict[str, str] = {}
+    expect: Names = []
+    because: str = ""
+    untested: str = ""
+
+    @model_validator(mode="after")
+    def _testable(self) -> Expectation:
+        if bool(self.untested) == bool(self.figures and self.verdicts):
+            raise ValueError("an expectation has either figures and verdicts, or the sentence `untested`")
+        return self
+
+
+class Chart(_Part):
+    """A figure against a variable of its cells: median and range, one line for each value of `series`."""
+
+    caption: str
+    figure: Figure
+    x: str
+    series: str | None = None
+    y: str = "value"
+    log_y: bool = False
+
+
+class StudyFile(_Part):
+    """The whole file."""
+
+    title: str
+    question: str = ""
+    parameters: dict[str, Any] = {}
+    runs: dict[str, RunSpec] = Field(min_length=1)
+    expectations: list[Expectation] = []
+    charts: list[Chart] = []
+
+
+def read_study(path: Path, changed: Mapping[str, Any]) -> StudyFile:
+    """A study file with some of its parameters changed.
+
+    Raises UsageError with one sentence if it cannot be read, is no study, or names a run or parameter that it has not.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"The study '{path}' cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"The study '{path}' is not TOML: {error}.") from None
+    try:
+        study = StudyFile.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"The study '{path}' cannot be used: {_sentence(error)}") from None
+    for name in changed:
+        if name not in study.parameters:
+            known = ", ".join(study.parameters) or "none"
+            raise UsageError(
+                f"The study has no parameter '{name}'; its parameters are: {known}.{nearest(name, study.parameters)}"
+            )
+    _check(study)
+    return study.model_copy(update={"parameters": {**study.parameters, **changed}})
+
+
+def _check(study: StudyFile) -> None:
+    figures = [
+        (f"The figure '{name}' of {expectation.id}", figure)
+        for expectation in study.expectations
+        for name, figure in expectation.figures.items()
+    ]
+    figures += [(f"The chart '{chart.caption}'", chart.figure) for chart in study.charts]
+    for what, figure in figures:
+        if figure.run not in study.runs:
+            raise UsageError(
+                f"{what} is of the run '{figure.run}', but the runs are: {', '.join(study.runs)}."
+                f"{nearest(figure.run, study.runs)}"
+            )
+    for expectation in study.expectations:
+        for name in expectation.figures:
+            if not name.isidentifier() or iskeyword(name):
+                raise UsageError(
+                    f"'{name}' is no name of a figure ({expectation.id}); rules call it by its name, so use letters, "
+                    "digits and _."
+                )
+        for name in (UNTESTED, INCOMPLETE, AT_FAULT):
+            if name in expectation.verdicts:
+                raise UsageError(f"{expectation.id} has a rule '{name}', which no rule decides; call it otherwise.")
+        possible = [*expectation.verdicts, "undecided"]
+        for name in expectation.expect:
+            if name not in possible:
+                raise UsageError(
+                    f"{expectation.id} expects '{name}', but its verdicts are: {', '.join(possible)}."
+                    f"{nearest(name, possible)}"
+                )
+    ids = [expectation.id for expectation in study.expectations]
+    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+        raise UsageError(f"The study has two expectations with the id '{twice[0]}'; give each its own.")
+    for name in study.runs:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            raise UsageError(f"'{name}' is no name of a run; use letters, digits and hyphens.")
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    where = f"at '{key}': " if key else ""
+    return f"{where}{message[:1].lower() + message[1:]}."
+
+
+def substituted(value: Any, variables: Mapping[str, Any]) -> Any:
+    """A value in which `$name` and `${name}` are replaced: by the variable itself where that is all there is, else by
+    its text. `$$` is a dollar sign. Raises UsageError for a name that stands for nothing.
+    """
+    if isinstance(value, dict):
+        return {key: substituted(part, variables) for key, part in value.items()}
+    if isinstance(value, list):
+        return [substituted(part, variables) for part in value]
+    if not isinstance(value, str):
+        return value
+
+    def named(match: re.Match[str]) -> Any:
+        name = match[1] or match[2]
+        if name not in variables:
+            known = ", ".join(f"${known}" for known in variables) or "none"
+            raise UsageError(f"'{value}' names ${name}, but the variables here are: {known}.{nearest(name, variables)}")
+        return variables[name]
+
+    pattern = r"\$(?:(\w+)|\{(\w+)\})"
+    whole = re.fullmatch(pattern, value)
+    if whole:
+        return named(whole)
+    parts = [re.sub(pattern, lambda match: str(named(match)), part) for part in value.split("$$")]
+    return "$".join(parts)

@@ -1,0 +1,205 @@
+"""The study's report: verdicts, figures with their spread, charts, and the cells with links to their own reports."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from probekit.errors import UsageError
+from probekit.report import Document, Page, render_html, render_markdown
+from probekit.runs.command import option_text
+from probekit.runs.directory import RunDirectory
+from probekit.runs.studies.file import StudyFile
+from probekit.runs.studies.judge import Judgement, by_variable
+
+if TYPE_CHECKING:
+    from probekit.runs.studies.carry_out import Study
+
+PAGE_FILE = "page.json"
+
+
+def render_study(
+    directory: RunDirectory, file: StudyFile, path: Path, changed: Mapping[str, Any], outcome: Study
+) -> None:
+    """Write `report.html`, `summary.md`, `page.json` and `verdicts.json` into the study's folder."""
+    pages = [("Expectations", _expectations(file, outcome)), ("Cells", _cells(outcome))]
+    command = ["probekit", "study", str(path)]
+    for name, value in changed.items():
+        command += ["--set", f"{name}={option_text(value)}"]
+    document = Document(
+        title=file.title,
+        question=file.question or "Do these runs show what they should?",
+        facts=[
+            *((name, str(value)) for name, value in file.parameters.items()),
+            ("Cells", f"{outcome.done} done, {len(outcome.failures)} failed, {outcome.missing} missing"),
+        ],
+        pages=pages,
+        failures=[(outcome.label(key), sentence) for key, sentence in outcome.failures.items()],
+        command=shlex.join(command),
+        provenance=_provenance(outcome),
+    )
+    directory.write_json(PAGE_FILE, {"pages": [page.to_json() for _, page in pages]})
+    directory.write_json("verdicts.json", outcome.document()["expectations"])
+    directory.write("report.html", render_html(document).encode(errors="replace"))
+    directory.write("summary.md", render_markdown(document).encode(errors="replace"))
+
+
+def _expectations(file: StudyFile, outcome: Study) -> Page:
+    page = Page("Expectations")
+    judgements = outcome.judgements
+    counted = Counter(judgement.verdict for judgement in judgements)
+    failed = [judgement.expectation.id for judgement in judgements if judgement.met is False]
+    if judgements:
+        listed = ", ".join(f"{name} {number}" for name, number in counted.most_common())
+        page.finding(
+            f"Verdicts, {len(judgements)} in all: {listed}." + (f" Not met: {', '.join(failed)}." if failed else "")
+        )
+        sourced = any(judgement.expectation.source for judgement in judgements)
+        page.table(
+            ["id", "verdict", "claim", *(["its source says"] if sourced else []), "because"],
+            [
+                [
+                    judgement.expectation.id,
+                    judgement.verdict + (" (not met)" if judgement.met is False else ""),
+                    judgement.expectation.claim,
+                    *([judgement.expectation.source] if sourced else []),
+                    judgement.because,
+                ]
+                for judgement in judgements
+            ],
+            caption="What was claimed, and what was found",
+        )
+    for chart in file.charts:
+        try:
+            lines = by_variable(
+                chart.figure, chart.x, chart.series, outcome.cells, outcome.runs, f"the chart '{chart.caption}'"
+            )
+        except UsageError as error:  # the other charts and the verdicts are none the worse
+            page.note(str(error))
+            continue
+        _draw(page, chart.caption, chart.x, chart.y, lines, chart.log_y)
+    for judgement in judgements:
+        _one(page, judgement)
+    return page
+
+
+def _draw(page: Page, caption: str, x: str, y: str, lines: dict[str, dict[Any, list[float]]], log_y: bool) -> None:
+    """Median and range against a number, or a table where the variable is no number."""
+    kept = {name: {at: found for at, found in line.items() if found} for name, line in lines.items()}
+    if all(isinstance(at, int | float) and not isinstance(at, bool) for line in kept.values() for at in line):
+        page.band(
+            {
+                name: [(at, median(found), min(found), max(found)) for at, found in sorted(line.items())]
+                for name, line in kept.items()
+            },
+            x=x,
+            y=y,
+            caption=f"{caption}: median and range",
+            log_y=log_y,
+        )
+        return
+    page.table(
+        [x, *kept],
+        [
+            [str(at), *(spread(line.get(at, [])) for line in kept.values())]
+            for at in dict.fromkeys(at for line in kept.values() for at in line)
+        ],
+        caption=f"{caption}: median, least to greatest in brackets",
+    )
+
+
+def _one(page: Page, judgement: Judgement) -> None:
+    """The figures of one expectation, its rules, and the values themselves as a strip chart."""
+    expectation = judgement.expectation
+    page.heading(f"{expectation.id}: {expectation.claim}")
+    paragraphs = [expectation.test, judgement.because]
+    paragraphs += [f"Its source says: {expectation.source}."] if expectation.source else []
+    page.prose("\n\n".join(part for part in paragraphs if part))
+    if not expectation.figures:
+        return
+    page.table(
+        ["figure", "run", "values", "median (least – greatest)"],
+        [
+            [name, figure.run, len(judgement.figures.get(name, [])), spread(judgement.figures.get(name, []))]
+            for name, figure in expectation.figures.items()
+        ],
+        caption=f"Verdict: {judgement.verdict}",
+    )
+    points = [{"figure": name, "value": value} for name, found in judgement.figures.items() for value in found]
+    if len(points) > len(judgement.figures):
+        page.chart(
+            {
+                "data": {"values": points},
+                "mark": {"type": "tick", "thickness": 2, "tooltip": True},
+                "encoding": {
+                    "x": {"field": "value", "type": "quantitative", "scale": {"zero": False}},
+                    "y": {"field": "figure", "type": "nominal", "title": None},
+                },
+            },
+            caption="Every value",
+        )
+    page.table(
+        ["verdict", "if"], [list(rule) for rule in expectation.verdicts.items()], caption="Its rules", collapsed=True
+    )
+
+
+def spread(values: list[float]) -> str | None:
+    """`median (least – greatest)` with three digits, or None."""
+    if not values:
+        return None
+    if min(values) == max(values):
+        return f"{values[0]:.3g}"
+    return f"{median(values):.3g} ({min(values):.3g} – {max(values):.3g})"
+
+
+def _cells(outcome: Study) -> Page:
+    page = Page("Cells")
+    page.finding(f"Runs: {outcome.done} done, {len(outcome.failures)} failed, {outcome.missing} missing.")
+    states = {**dict.fromkeys(outcome.runs, "done"), **dict.fromkeys(outcome.failures, "failed")}
+    for run in dict.fromkeys(cell.run for cell in outcome.cells):
+        cells = [cell for cell in outcome.cells if cell.run == run]
+        page.heading(run)
+        page.table(
+            [*cells[0].variables, "state", "finding or failure"],
+            [
+                [
+                    *(str(value) for value in cell.variables.values()),
+                    states.get(cell.key, "missing"),
+                    outcome.failures.get(cell.key) or _findings(outcome, cell.key),
+                ]
+                for cell in cells
+            ],
+            caption=f"{len(cells)} cells of '{run}'",
+            collapsed=len(cells) > 12,
+        )
+        page.links(
+            [
+                (cell.label, f"cells/{cell.key}/report.html")
+                for cell in cells
+                if (outcome.path / "cells" / cell.key / "report.html").is_file()
+            ],
+            caption=f"Their reports: {run}",
+        )
+    return page
+
+
+def _findings(outcome: Study, key: str) -> str:
+    run = outcome.runs.get(key)
+    return " ".join(result.finding for result in run.results.values()) if run else ""
+
+
+def _provenance(outcome: Study) -> list[tuple[str, str]]:
+    """Versions and weights of the cells, those that all have in common once."""
+    found: dict[str, dict[str, None]] = {}
+    for run in outcome.runs.values():
+        for package, number in run.manifest["versions"].items():
+            found.setdefault(f"version of {package}", {})[number] = None
+        name = run.manifest["configuration"]["model"]["name"]
+        for fact in ("weights_sha256", "revision", "dtype", "device"):
+            if fact in run.manifest.get("model", {}):
+                found.setdefault(f"{name}: {fact}", {})[str(run.manifest["model"][fact])] = None
+    return [(name, ", ".join(values)) for name, values in found.items()]
