@@ -253,3 +253,15 @@ def test_weights_that_are_not_finite_are_named(name: str) -> None:
         broken.model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")  # type: ignore[union-attr, index]
     with pytest.raises(probekit.AnalysisError, match=r"block\.1 is NaN .* transformer\.h\.1\.mlp\.c_fc\.weight holds"):
         walked(name, broken)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_decoder_that_the_model_does_not_have_is_said_before_the_first_step(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = probekit.load("fc-token,width=12", plugins=probekit.Plugins())
+    stepped: list[str] = []
+    monkeypatch.setattr(probekit.Context, "loop", lambda self, label, *_: stepped.append(label))
+    with pytest.raises(probekit.ModelError, match="has no unembedding"):
+        walked(name, network, decoder="unembedding", **OPTIONS[name])
+    assert stepped == []

@@ -35,6 +35,7 @@ def walk(
     result = Result(tables={"walkers": []}, sequences={"prompt": [], "walk": []})
     for site in sites:
         walkers = Walkers(subject, prompts, site, options.walkers, context)
+        subject.decode(walkers.embeddings[:1, :1], 1, options.decoder)  # before the walk, if it cannot
         for track in tracks(walkers):
             found = journey(walkers, track, options, context)
             for number, prompt in enumerate(prompts):
