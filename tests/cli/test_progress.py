@@ -17,6 +17,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def everything_shown(terminal: int) -> str:
+    """What comes out of a pseudo-terminal until its other side has closed; one read may get only the first of it."""
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # Linux says so when the other side has closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(terminal)
+    return shown.decode()
+
+
 def test_progress_goes_to_standard_error_as_plain_lines(
     probekit_cli: Any, tiny_gpt2: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -81,27 +96,18 @@ def test_on_a_terminal_a_live_bar_shows_step_loss_and_time_and_json_stays_clean(
         stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # Linux says so when the other side has closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(ours)
+    shown = everything_shown(ours)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert json.loads(out)["status"] == "done"
-    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode())
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
     frames = [(int(step), float(loss)) for step, loss in re.findall(r"block\.0 \S+ +(\d+)/400 loss ([\d.e+]+)", text)]
     assert len(frames) > 2, text
     assert frames[-1][0] == 400
     assert frames == sorted(frames, key=lambda frame: frame[0])
     assert frames[-1][1] < frames[0][1]
     assert re.search(r"\d:\d\d:\d\d", text)
-    assert b"\x1b[?25h" in shown, "the cursor is shown again"
+    assert "\x1b[?25h" in shown, "the cursor is shown again"
 
 
 def test_a_bar_shows_labels_and_messages_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +122,6 @@ def test_a_bar_shows_labels_and_messages_as_they_are(monkeypatch: pytest.MonkeyP
             listener.progress("[bold]x[/bold] \\[y]", 1, 2, {})
             listener.progress("[bold]x[/bold] \\[y]", 2, 2, {})
             listener.message("a [red]message[/red] :smile:")
-        terminal.flush()
-        shown = os.read(ours, 65536).decode()
-    os.close(ours)
-    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", everything_shown(ours))
     assert "[bold]x[/bold] \\[y]" in text
     assert "a [red]message[/red] :smile:" in text
