@@ -92,7 +92,7 @@ def clamped(
             ("r_over_noise_l2", "r₂ / noise's"),
         ):
             cells = [
-                spread([float(row[figure]) for row in rows if row["track"] == f"inner {inner}" and row[figure]])  # type: ignore[arg-type]
+                spread([float(value) for row in rows if row["track"] == f"inner {inner}" and (value := row[figure])])
                 for inner in INNER
             ]
             yield f"| {name} | {label} | {failure or ' | '.join(cells)} |"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+
+if TYPE_CHECKING:
+    from probekit import Subject
 
 Part = TypeVar("Part")
 
@@ -30,3 +33,10 @@ def in_parts(
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on CUDA or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def notes_on_rows(subject: Subject) -> list[str]:
+    """What a reader has to know of rows that were computed as one batch."""
+    if getattr(subject.model, "is_loaded_in_8bit", False):
+        return ["int8: rows of one batch influence each other slightly, through shared outlier columns."]
+    return []

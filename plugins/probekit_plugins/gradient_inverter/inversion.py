@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import AnalysisError, Result, UsageError
-from probekit_plugins.batches import in_parts
+from probekit_plugins.batches import in_parts, notes_on_rows
 from probekit_plugins.gradient_inverter.objective import Map, Objective, matched_positions, site_map
 from probekit_plugins.gradient_inverter.optimizers import make, rate_at
 from probekit_plugins.gradient_inverter.scoring import Figures, store, summarise
@@ -58,8 +58,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
             "Conditioned on ids: blocks of this model read the token ids again, so they were given the prompt's own, "
             "and what was recovered is not known from the activation alone."
         )
-    if getattr(subject.model, "is_loaded_in_8bit", False):
-        result.notes.append("int8: rows of one batch influence each other slightly, through shared outlier columns.")
+    result.notes += notes_on_rows(subject)
     return result
 
 

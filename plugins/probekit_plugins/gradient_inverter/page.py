@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from probekit import Token, TokenRow, TokenSequence
+from probekit_plugins.thinning import thinned
 
 if TYPE_CHECKING:
     from probekit import Page, Result
     from probekit_plugins.gradient_inverter import GradientInverterOptions
 
-# A line has at most this many points: more cannot be told apart on a page.
-POINTS = 200
-# And the tokens over steps at most this many rows.
+# The tokens over steps have at most this many rows.
 ROWS = 40
 
 
@@ -99,14 +98,14 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
     page.tokens(
         [
             TokenRow(f"step {trajectory[index].labels['step']}", _marked(trajectory[index], prompt))
-            for index in _thinned(len(trajectory), ROWS)
+            for index in thinned(len(trajectory), ROWS)
         ],
         caption=f"Tokens over steps, restart {selected['restart']}",
         collapsed=many,
     )
     shifted = float(selected["shifted_loss"] or 0) or 1.0
     losses = result.tensors[f"{prefix}/losses"] / shifted
-    steps = _thinned(len(losses))
+    steps = thinned(len(losses))
     page.lines(
         {
             f"restart {index}": [(step, float(losses[step, index])) for step in steps]
@@ -206,9 +205,3 @@ def _note(row: dict[str, Any]) -> str:
     return f"{row['token_accuracy']:.0%}{ratio}, discrete loss {row['discrete_loss']:.3g}" + (
         ", selected" if row["selected"] else ""
     )
-
-
-def _thinned(count: int, most: int = POINTS) -> list[int]:
-    """Indices below `count`, evenly spread, about `most` of them at most, the last always among them."""
-    stride = max(1, -(-count // most))
-    return [*range(0, count - 1, stride), count - 1]

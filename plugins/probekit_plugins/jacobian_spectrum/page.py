@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from probekit_plugins.thinning import thinned
+
 if TYPE_CHECKING:
     from probekit import Page, Result
     from probekit_plugins.jacobian_spectrum import JacobianSpectrumOptions
 
-# A line has at most this many points: more cannot be told apart on a page.
-POINTS = 200
-# And a chart at most this many lines.
+# A chart has at most this many lines.
 LINES = 8
 
 
@@ -102,12 +102,12 @@ def _by_site(page: Page, rows: Sequence[dict[str, Any]], options: JacobianSpectr
 
 
 def _spectra(result: Result, page: Page, number: int, sites: Sequence[str]) -> None:
-    shown = [sites[index] for index in _thinned(len(sites), LINES)]
+    shown = [sites[index] for index in thinned(len(sites), LINES)]
 
     def points(site: str) -> list[tuple[float, float]]:
         values, shares = result.tensors[f"{number}/{site}/values"], result.tensors[f"{number}/{site}/shares"]
         top = float(values[0]) or 1.0
-        return [(float(shares[i]), float(values[i]) / top) for i in _thinned(len(values), POINTS) if values[i] > 0]
+        return [(float(shares[i]), float(values[i]) / top) for i in thinned(len(values)) if values[i] > 0]
 
     page.lines(
         {site: points(site) for site in shown},
@@ -116,9 +116,3 @@ def _spectra(result: Result, page: Page, number: int, sites: Sequence[str]) -> N
         caption="Singular values, falling: the share of directions that pass on at least so much of the strongest's",
         log_y=True,
     )
-
-
-def _thinned(count: int, most: int) -> list[int]:
-    """Indices below `count`, evenly spread, at most about `most`, the last always among them."""
-    stride = max(1, -(-count // most))
-    return [*range(0, count - 1, stride), count - 1]

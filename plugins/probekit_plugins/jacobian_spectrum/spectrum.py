@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,8 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: JacobianSpectrumOp
         for site in sites:
             place = Place(subject, prompt, site)
             is_dense = options.method == "dense" or (options.method == "auto" and place.fits(options.dense_entries))
-            compute = _dense if is_dense else _matrix_free
             key = f"{number}/{site}"
-            found = context.stage(key, lambda: compute(place, options, context, key))  # noqa: B023 (called at once)
+            found = context.stage(key, partial(_measured, place, is_dense, options, context, key))
             result.tensors |= {f"{key}/{name}": found[name] for name in ("values", "shares")}
             row: dict[str, Scalar] = {"prompt": number, "site": site, "method": "dense" if is_dense else "matrix-free"}
             result.tables["sites"].append(row | _figures(found, options))
@@ -89,13 +89,21 @@ class Place:
         return math.sqrt(self.columns) * max(jacobian.precision(), seen)
 
 
-def _dense(place: Place, options: JacobianSpectrumOptions, context: Context, key: str) -> dict[str, torch.Tensor]:
+def _measured(
+    place: Place, is_dense: bool, options: JacobianSpectrumOptions, context: Context, key: str
+) -> dict[str, torch.Tensor]:
+    """What either method finds, and the noise floor that it is seen against."""
+    found = _dense(place, options) if is_dense else _matrix_free(place, options, context, key)
+    floor = place.noise_floor(context.generator(f"{key}/floor"))
+    return {**found, "floor": torch.tensor(floor), "columns": torch.tensor(place.columns)}
+
+
+def _dense(place: Place, options: JacobianSpectrumOptions) -> dict[str, torch.Tensor]:
     """Every singular value: `J` column by column, decomposed in float64."""
     values = torch.linalg.svdvals(dense(place.layer_map, place.embeddings))
     # With fewer rows than columns, the other directions are not seen at all.
     values = torch.nn.functional.pad(values, (0, place.columns - len(values)))
     shares = torch.arange(1, place.columns + 1, dtype=torch.float64) / place.columns
-    floor = place.noise_floor(context.generator(f"{key}/floor"))
     dimensions = torch.stack([(values <= epsilon * values[0]).sum() for epsilon in options.epsilons]).double()
     return {
         "values": values,
@@ -108,8 +116,6 @@ def _dense(place: Place, options: JacobianSpectrumOptions, context: Context, key
         "gain_error": torch.zeros(()),
         "dimensions": dimensions,
         "dimension_errors": torch.zeros_like(dimensions),
-        "floor": torch.tensor(floor),
-        "columns": torch.tensor(place.columns),
     }
 
 
@@ -138,7 +144,6 @@ def _matrix_free(place: Place, options: JacobianSpectrumOptions, context: Contex
     squares = joined["squares"] / place.columns
     gain = squares.mean().sqrt()
     order = values.flatten().argsort(descending=True)
-    floor = place.noise_floor(context.generator(f"{key}/floor"))
     return {
         "values": values.flatten()[order],
         "shares": weights.flatten()[order].cumsum(0) / len(weights),
@@ -150,8 +155,6 @@ def _matrix_free(place: Place, options: JacobianSpectrumOptions, context: Contex
         "gain_error": squares.std() / math.sqrt(len(squares)) / (2 * gain),
         "dimensions": torch.stack([each.mean() for each in below]),
         "dimension_errors": torch.stack([each.std() / math.sqrt(len(each)) for each in below]),
-        "floor": torch.tensor(floor),
-        "columns": torch.tensor(place.columns),
     }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING
 
 from probekit import Result
+from probekit_plugins.batches import notes_on_rows
 from probekit_plugins.repetition import decoded, predictions
 from probekit_plugins.repetition.finetuning import FineTuning, check
 from probekit_plugins.repetition.generation import can_generate, check_lengths
@@ -86,7 +88,7 @@ def _fine_tune(
 
     kept = {"before": context.stage("held out before", lambda: held_out(subject))}
     for stage in STAGES:
-        kept[stage] = context.stage(f"fine-tuned {stage}", lambda stage=stage: tuned(stage))  # type: ignore[misc]
+        kept[stage] = context.stage(f"fine-tuned {stage}", partial(tuned, stage))
         result.tensors[f"losses/{stage}"] = kept[stage]["losses"]
         if options.strategies:
             where = {**labels, "stage": stage}
@@ -159,5 +161,4 @@ def _notes(result: Result, subject: Subject, options: RepetitionOptions) -> None
     dtype = next(subject.model.parameters()).dtype
     if options.unlikelihood_steps and str(dtype) not in ("torch.float32", "torch.float64"):
         result.notes.append("The copies were tuned, and then measured, in fp32: compare them with each other.")
-    if getattr(subject.model, "is_loaded_in_8bit", False):
-        result.notes.append("int8: rows of one batch influence each other slightly, through shared outlier columns.")
+    result.notes += notes_on_rows(subject)

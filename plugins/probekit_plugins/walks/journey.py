@@ -111,7 +111,7 @@ def _walk(walkers: Walkers, track: Track, options: WalkOptions, context: Context
         for step in range(loop.start, options.steps):
             try:
                 moved = stride(embeddings, step)
-            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, and not in torch's annotations
                 raise _diverged(walkers, track) from None
             if step in measured:
                 recorded.append(embeddings)

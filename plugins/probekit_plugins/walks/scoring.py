@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from probekit import Result, TokenSequence, UsageError
+from probekit_plugins.batches import notes_on_rows
 from probekit_plugins.walks.journey import Journey, Track, journey
 from probekit_plugins.walks.walkers import Walkers
 
@@ -50,8 +51,7 @@ def walk(
             "Conditioned on ids: blocks of this model read the token ids again, and were given the prompt's own along "
             "the whole walk."
         )
-    if getattr(subject.model, "is_loaded_in_8bit", False):
-        result.notes.append("int8: rows of one batch influence each other slightly, through shared outlier columns.")
+    result.notes += notes_on_rows(subject)
     return result
 
 

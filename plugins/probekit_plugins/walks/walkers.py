@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,7 @@ class Walkers:
 
     def part(self, chosen: slice) -> Walkers:
         """Some of the rows."""
-        part = object.__new__(Walkers)
-        part.__dict__ = dict(self.__dict__)
+        part = copy.copy(self)
         for name in ("_rows", "lengths", "_ids", "embeddings", "target", "mask"):
             setattr(part, name, getattr(self, name)[chosen])
         part._find_map()
