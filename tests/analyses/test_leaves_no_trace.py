@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "correction_iterations": 3,
         "sites": "block.1",
     },
-    "orthogonal-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "sites": "logits"},
+    "orthogonal-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "sites": "logits", "gradient_check": True},
     "pseudo-inverse": {"sites": "embedding,blocks,logits"},
     "repetition": {
         "strategies": ["temperature", "contrastive"],

@@ -211,3 +211,25 @@ def test_a_row_for_each_position_needs_as_many_rows(direction: str) -> None:
     for ids, choice in ((list(range(4)), direction), (list(range(7)), "projected")):
         fits = walked(narrow, ids, direction=choice, broadcast=False, steps=2, walkers=1)
         assert float(fits.metrics["block.1/orthogonal/orthogonality_max"] or 0) < 1e-12
+
+
+def test_the_gradient_of_the_sum_is_compared_with_a_loop_over_outputs_and_a_backward_pass_of_ones() -> None:
+    subject = gpt2(torch.float32)
+    result = walked(subject, steps=1, walkers=1, gradient_check=True)
+    rows = {str(row["way"]): row for row in result.tables["gradients"]}
+    embeddings = subject.embed(torch.tensor([IDS]))[0]
+    summed = gradient(subject, embeddings)
+    looped = torch.zeros_like(summed)
+    for output in range(summed.numel()):  # the page's `individual_gradient`
+        leaf = embeddings.clone().requires_grad_()
+        looped += torch.autograd.grad(activation(subject, leaf).flatten()[output], leaf)[0]
+    assert rows["per output"]["outputs"] == summed.numel()
+    assert rows["per output"]["gradient_rms"] == pytest.approx(float(summed.square().mean().sqrt()), rel=1e-5)
+    # Rounding of two loops of the same kind: not the same digits, but of one size, and far below the gradient.
+    assert 0 < float(rows["per output"]["difference"] or 0) < 20 * float((looped - summed).abs().max())
+    assert float(rows["per output"]["relative_difference"] or 0) < 1e-5
+    assert rows["backward of ones"]["difference"] == 0
+
+
+def test_gradients_are_not_compared_unless_asked_for(subject: probekit.Subject) -> None:
+    assert "gradients" not in walked(subject, steps=1, walkers=1).tables

@@ -16,6 +16,8 @@ from probekit_plugins.walks.options import SIDE_BY_SIDE, WalkOptions
 if TYPE_CHECKING:
     from probekit import Page, Prompt, Result, Subject
 
+GRADIENT_COLUMNS = ("site", "prompt", "way", "difference", "relative_difference", "gradient_rms", "outputs")
+
 
 class OrthogonalWalkOptions(WalkOptions):
     """Options of the orthogonal walk; the source page's code is `direction = "svd-last"`, its formula `"svd-first"`."""
@@ -27,6 +29,10 @@ class OrthogonalWalkOptions(WalkOptions):
     )
     broadcast: bool = Field(
         True, description="Move all positions along one vector; else each along a vector of its own."
+    )
+    gradient_check: bool = Field(
+        False,
+        description="Also compute g output by output and by a backward pass of ones, and compare (T·w backward passes).",
     )
 
 
@@ -55,6 +61,17 @@ class OrthogonalWalk(probekit.Analysis[OrthogonalWalkOptions]):
             f"Each step goes η = {self.options.step_size:g} along a unit vector v that is orthogonal to every row of "
             "g = ∇ΣO, the gradient of the summed activation. That keeps the sum as it is to first order, and only the "
             "sum: the activation has as many other entries to change.",
+            lambda: _draw_gradients(result, page),
+        )
+
+
+def _draw_gradients(result: Result, page: Page) -> None:
+    rows = result.tables.get("gradients", [])
+    if rows:
+        page.table(
+            ["site", "prompt", "against", "greatest difference", "over the greatest entry of g", "rms of g", "outputs"],
+            [[row[name] for name in GRADIENT_COLUMNS] for row in rows],
+            caption="g = ∇ΣO against the sum of every output's own gradient, and against a backward pass of ones",
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import Result, UsageError
+from probekit_plugins.orthogonal_walk.gradients import compare
 from probekit_plugins.walks.journey import Memoryless, Track
 from probekit_plugins.walks.scoring import walk
 from probekit_plugins.walks.walkers import Walkers
@@ -33,7 +34,10 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: OrthogonalWalkOpti
             found.append(Track("random", lambda walkers: Random(walkers, options), control=True))
         return found
 
-    return walk(subject, prompts, options, context, tracks)
+    result = walk(subject, prompts, options, context, tracks)
+    if options.gradient_check:
+        compare(result, subject, prompts, context)
+    return result
 
 
 class Random(Memoryless):

@@ -1,0 +1,77 @@
+"""The gradient of a summed activation, computed in the three ways of the source page.
+
+`∇ Σ_i O_i`, `Σ_i ∇ O_i`, and a backward pass of ones are one thing in exact arithmetic; how far apart they are in the
+model's own is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from probekit import Result
+
+if TYPE_CHECKING:
+    from probekit import Context, Prompt, Subject
+
+OUTPUTS_AT_ONCE = 128
+WAYS = ("per output", "backward of ones")
+
+
+def compare(result: Result, subject: Subject, prompts: Sequence[Prompt], context: Context) -> None:
+    """Add the table `gradients`: at each site and prompt, how far two other ways are from the gradient of the sum.
+
+    `difference` is the greatest of any entry, `relative_difference` that over the greatest entry of the gradient.
+    """
+    result.tables["gradients"] = []
+    for site in dict.fromkeys(str(row["site"]) for row in result.tables["walkers"]):
+        for number, prompt in enumerate(prompts):
+            key = f"gradients/{number}/{site}"
+            found = context.stage(key, partial(_ways, subject, prompt, site, context, key))
+            summed = found["summed"].double()
+            for way in WAYS:
+                apart = float((found[way].double() - summed).abs().max())
+                largest = float(summed.abs().max())
+                result.tables["gradients"].append(
+                    {
+                        "prompt": number,
+                        "site": site,
+                        "way": way,
+                        "difference": apart,
+                        "relative_difference": apart / largest if largest else None,
+                        "gradient_rms": float(summed.square().mean().sqrt()),
+                        "outputs": int(found["outputs"]),
+                    }
+                )
+
+
+def _ways(subject: Subject, prompt: Prompt, site: str, context: Context, key: str) -> dict[str, torch.Tensor]:
+    """The gradient `[T, d]` in each way."""
+    layer_map = subject.layer_map(site, input_ids=prompt.input_ids if subject.conditioned_on_ids else None)
+    embeddings = subject.embed(prompt.input_ids)
+
+    def differentiable(copies: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = embeddings.expand(copies, -1, -1).clone().requires_grad_()
+        with torch.enable_grad():
+            return inputs, layer_map(inputs)
+
+    inputs, activation = differentiable(1)
+    (summed,) = torch.autograd.grad(activation.sum(), inputs)
+    inputs, activation = differentiable(1)
+    (of_ones,) = torch.autograd.grad(activation, inputs, torch.ones_like(activation))
+    outputs = activation.numel()
+    total = torch.zeros_like(summed[0])
+    firsts = range(0, outputs, OUTPUTS_AT_ONCE)
+    with context.progress(key, len(firsts)) as progress:
+        for first in firsts:
+            chosen = torch.arange(first, min(first + OUTPUTS_AT_ONCE, outputs), device=activation.device)
+            inputs, rows = differentiable(len(chosen))
+            # Each row of the batch is differentiated by one output of its own.
+            (each,) = torch.autograd.grad(rows.flatten(1).gather(1, chosen[:, None]).sum(), inputs)
+            for gradient in each:  # one by one, as a loop over outputs adds them up
+                total = total + gradient
+            progress.step()
+    return {"summed": summed[0], "per output": total, "backward of ones": of_ones[0], "outputs": torch.tensor(outputs)}
