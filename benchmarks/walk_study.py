@@ -64,22 +64,12 @@ def clamped(
                 "steps": steps,
                 "inner": list(INNER),
                 "relative_rate": rate,
-                "noise_share": share,
+                "relative_noise": share,
             }
     yield "| setting | figure | " + " | ".join(f"inner {inner}" for inner in INNER) + " |"
     yield "| --- | --- |" + " ---: |" * len(INNER)
-    sigma = None
     for name, setting in settings.items():
         options = {**common, **setting}
-        share = options.pop("noise_share", None)
-        if share is not None:
-            if sigma is None:
-                sigma = float(
-                    probekit.load(
-                        model["name"], **{k: v for k, v in model.items() if k != "name"}
-                    ).embedding_matrix.std()
-                )
-            options["noise"] = share * sigma
         if options["steps"] != steps:
             options["record_every"] = options["steps"]
         with walked(model, ["clamped-walk"], prompts, seed, options) as run:

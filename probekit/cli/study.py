@@ -86,7 +86,7 @@ def _show(outcome: Study, as_json: bool) -> None:
         return
     for judgement in outcome.judgements:
         mark = {True: "met", False: "NOT MET", None: "-"}[judgement.met]
-        click.echo(f"{judgement.expectation.id}: {judgement.verdict} [{mark}]  {judgement.because}")
+        click.echo(f"{judgement.label}: {judgement.verdict} [{mark}]  {judgement.because}")
     cells = outcome.document()["cells"]
     click.echo(f"Cells: {cells['done']} done, {cells['failed']} failed, {cells['missing']} missing")
     for key, sentence in outcome.failures.items():

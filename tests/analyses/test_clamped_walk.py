@@ -134,6 +134,12 @@ def test_noise_is_a_twentieth_of_the_embeddings_spread_unless_it_is_given(subjec
     torch.testing.assert_close(found, result.metrics["noise"] * noise[:, index:], rtol=1e-9, atol=1e-12)
 
 
+def test_noise_is_given_over_the_embeddings_spread(subject: probekit.Subject) -> None:
+    result = walked(subject, steps=1, walkers=1, relative_noise=0.5)
+    assert result.metrics["noise"] == pytest.approx(float(subject.embedding_matrix.std()) / 2, rel=1e-12)
+    assert walked(subject, steps=1, walkers=1, relative_noise=0.5, noise=0.1).metrics["noise"] == 0.1
+
+
 def seed_with_index_zero() -> int:
     return next(seed for seed in range(1000) if shift(0, seed=seed)[0] == 0)
 

@@ -74,18 +74,24 @@ def model(tiny_gpt2: Callable[..., Path]) -> Path:
     return tiny_gpt2()
 
 
-@pytest.fixture(scope="module", params=["adam", "descent", "lbfgs"])
-def optimizer(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(
+    scope="module",
+    params=["adam", "descent", "lbfgs", "adam with dropout", "lbfgs with dropout"],
+    ids=lambda name: name,
+)
+def descent(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The optimiser, and whether masks are drawn at each step."""
+    optimizer, _, dropout = str(request.param).partition(" with ")
+    return {"optimizer": optimizer, "dropout": bool(dropout)}
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, optimizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(model: Path, descent: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        begin(configured(model, optimizer=optimizer), save_every=1000.0)
+        begin(configured(model, **descent), save_every=1000.0)
     return folder / OUTPUT
 
 
@@ -96,12 +102,12 @@ def every_step_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("moment", [1, 40, 95, 180])
 def test_one_interrupt_finishes_the_step_saves_and_says_how_to_resume(
-    model: Path, optimizer: str, whole: Path, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, descent: dict[str, Any], whole: Path, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     listener = At(moment, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        begin(configured(model, optimizer=optimizer), listener, save_every=1000.0)
+        begin(configured(model, **descent), listener, save_every=1000.0)
     assert listener.seen == moment, "the run went no further than the step that it was in"
     assert "probekit run --resume run" in listener.messages[-1]
     manifest = json.loads((OUTPUT / "run.json").read_text())
@@ -261,7 +267,9 @@ def whole_by_command_line(model: Path, folder: Path) -> Path:
     return folder / OUTPUT
 
 
-def test_killed_twice_and_resumed(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dropout", [False, True])
+def test_killed_twice_and_resumed(dropout: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIONS, "dropout", dropout)
     whole = whole_by_command_line(model, tmp_path / "whole")
     assert killed_at([0.3, 1.2], model, tmp_path / "killed", whole) >= 1
 

@@ -44,6 +44,8 @@ def value(expression: str) -> Any:
         ("0.1 < median(near) <= 0.5", True),
         ("median(near) > 0.4 and not median(far) > 9", True),
         ("1 if median(near) > 9 else 2", 2),
+        ("min(3, count(near), 9.5)", 3.0),
+        ("max(least(near), -1, 0.25)", 0.25),
     ],
 )
 def test_what_expressions_compute(expression: str, expected: Any) -> None:

@@ -29,7 +29,10 @@ class ClampedWalkOptions(WalkOptions):
     """
 
     noise: float | None = Field(
-        None, gt=0, description="η of the noise; unset: a twentieth of the embedding matrix's standard deviation."
+        None, gt=0, description="η of the noise; unset: relative_noise times the embedding matrix's standard deviation."
+    )
+    relative_noise: float = Field(
+        0.05, gt=0, description="Without a noise: η over the standard deviation of the embedding matrix."
     )
     noise_scale: Literal["code", "formula"] = Field(
         "code", description="The noise is η·N(0, 1), as in the source page's code, or η·N(0, η), as in its formula."

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(subject: Subject, prompts: Sequence[Prompt], options: ClampedWalkOptions, context: Context) -> Result:
     """One walk for each number of inner steps, all with the same shifts, and the shifts alone."""
-    noise = options.noise or float(subject.embedding_matrix.std()) / 20
+    noise = options.noise or options.relative_noise * float(subject.embedding_matrix.std())
 
     def track(inner: int, name: str, control: bool = False) -> Track:
         return Track(name, lambda walkers: Clamped(walkers, options, noise, inner), control)

@@ -32,7 +32,7 @@ class OrthogonalWalkOptions(WalkOptions):
     )
     gradient_check: bool = Field(
         False,
-        description="Also compute g output by output and by a backward pass of ones, and compare (T·w backward passes).",
+        description="Also compute g output by output and by a backward pass of ones, and compare (slow).",
     )
 
 

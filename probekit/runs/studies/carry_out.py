@@ -68,7 +68,7 @@ class Study:
             "failures": {self.label(key): sentence for key, sentence in self.failures.items()},
             "passed": self.passed,
             "expectations": {
-                judgement.expectation.id: {
+                judgement.label: {
                     "verdict": judgement.verdict,
                     "met": judgement.met,
                     "because": judgement.because,
@@ -115,7 +115,11 @@ def study(
             _run(folder, cell, manager, listener, seconds_between_saves)
     finally:
         outcome = _collect(folder, cells)
-        outcome.judgements = [judge(expectation, cells, outcome.runs) for expectation in file.expectations]
+        outcome.judgements = [
+            judgement
+            for expectation in file.expectations
+            for judgement in judge(expectation, cells, outcome.runs, file.parameters)
+        ]
         render_study(RunDirectory(folder), file, path, parameters or {}, outcome)
     return outcome
 

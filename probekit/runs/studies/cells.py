@@ -64,16 +64,22 @@ def _combinations(name: str, spec: RunSpec, parameters: dict[str, Any]) -> Itera
         seeds = list(range(seeds))
     if "seed" in spec.sweep:
         raise UsageError(f"The run '{name}' sweeps 'seed', which `seeds` does: seeds = [5, 6].")
-    swept = {**substituted(dict(spec.sweep), parameters), "seed": seeds}
-    for variable, values in swept.items():
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"The run '{name}' sweeps '{variable}' over {values!r}; expected a list of values.")
+    if not isinstance(seeds, list) or not seeds:
+        raise UsageError(f"The seeds of the run '{name}' are {seeds!r}; expected how many, or a list of them.")
+    # A single value is a list of one. An empty list is no mistake: what it would run is not asked for.
+    swept = {variable: _as_list(values) for variable, values in substituted(dict(spec.sweep), parameters).items()}
+    swept["seed"] = seeds
+    for variable in swept:
         if variable in parameters:
             raise UsageError(f"The run '{name}' sweeps '{variable}', which is a parameter of the study; rename one.")
     if not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UsageError(f"The seeds of the run '{name}' are {seeds!r}; expected whole numbers from 0 on.")
     for chosen in product(*swept.values()):
         yield dict(zip(swept, chosen, strict=True))
+
+
+def _as_list(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
 
 
 def _key(resolved: Resolved) -> str:

@@ -39,12 +39,13 @@ class RunSpec(_Part):
     input_ids: list[list[int]] | str = []
     special_tokens: bool | str = True
     seeds: int | list[int] | str = Field(1, description="How many seeds, from 0, or which.")
-    sweep: dict[str, list[Any] | str] = {}
+    sweep: dict[str, Any] = {}
 
 
 class Figure(_Part):
     """Values from every cell of a run, or of those `where` variables have these values: a metric of each, or a table's
-    column over the rows that match. `$name` in a name stands for the cell's own variable.
+    column over the rows that match, with `missing` for those without a value. `$name` stands for a parameter, or for
+    the cell's own variable.
     """
 
     run: str
@@ -54,6 +55,7 @@ class Figure(_Part):
     table: str | None = None
     column: str | None = None
     rows: dict[str, Any] = {}
+    missing: float | str | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Figure:
@@ -65,31 +67,39 @@ class Figure(_Part):
 class Expectation(_Part):
     """A claim, its figures, and the verdict: the first whose rule is true, or `undecided`.
 
-    `expect` names the verdicts that let the study pass; without it any does. `because` is one sentence, in which
-    `{median(near):.3g}` stands for the value of an expression. `untested` says why there is nothing to measure.
+    `each` names a swept variable: the claim is judged once for each of its values. `expect` names the verdicts that let
+    the study pass; without it any does. `because` is one sentence, in which `{median(near):.3g}` stands for the value
+    of an expression, and `follows` another, for each verdict, on what follows from it. `untested` says why there is
+    nothing to measure, at all or where the runs of the figures have no cells.
     """
 
     id: str
     claim: str
     source: str = ""
     test: str = ""
+    each: str | None = None
     figures: dict[str, Figure] = {}
     verdicts: dict[str, str] = {}
     expect: Names = []
     because: str = ""
+    follows: dict[str, str] = {}
     untested: str = ""
 
     @model_validator(mode="after")
     def _testable(self) -> Expectation:
-        if bool(self.untested) == bool(self.figures and self.verdicts):
-            raise ValueError("an expectation has either figures and verdicts, or the sentence `untested`")
+        if bool(self.figures) != bool(self.verdicts) or not (self.figures or self.untested):
+            raise ValueError("an expectation has figures and verdicts, or the sentence `untested`")
         return self
 
 
 class Chart(_Part):
-    """A figure against a variable of its cells: median and range, one line for each value of `series`."""
+    """A figure against a variable of its cells: median and range, one line for each value of `series`, and one chart
+    for each value of `each`. It stands with the expectation `beside`, or on top of the report.
+    """
 
     caption: str
+    beside: str | None = None
+    each: str | None = None
     figure: Figure
     x: str
     series: str | None = None
@@ -130,7 +140,18 @@ def read_study(path: Path, changed: Mapping[str, Any]) -> StudyFile:
                 f"The study has no parameter '{name}'; its parameters are: {known}.{nearest(name, study.parameters)}"
             )
     _check(study)
-    return study.model_copy(update={"parameters": {**study.parameters, **changed}})
+    return study.model_copy(update={"parameters": _settled({**study.parameters, **changed})})
+
+
+def _settled(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, where one may stand for another that comes before it: `untrained = "$model"`."""
+    settled: dict[str, Any] = {}
+    for name, value in parameters.items():
+        try:
+            settled[name] = substituted(value, settled)
+        except UsageError as error:
+            raise UsageError(f"The parameter '{name}' can stand for those before it only: {error}") from None
+    return settled
 
 
 def _check(study: StudyFile) -> None:
@@ -157,15 +178,22 @@ def _check(study: StudyFile) -> None:
             if name in expectation.verdicts:
                 raise UsageError(f"{expectation.id} has a rule '{name}', which no rule decides; call it otherwise.")
         possible = [*expectation.verdicts, "undecided"]
-        for name in expectation.expect:
-            if name not in possible:
-                raise UsageError(
-                    f"{expectation.id} expects '{name}', but its verdicts are: {', '.join(possible)}."
-                    f"{nearest(name, possible)}"
-                )
+        for asked, names in (("expects", expectation.expect), ("says what follows from", expectation.follows)):
+            for name in names:
+                if name not in possible:
+                    raise UsageError(
+                        f"{expectation.id} {asked} '{name}', but its verdicts are: {', '.join(possible)}."
+                        f"{nearest(name, possible)}"
+                    )
     ids = [expectation.id for expectation in study.expectations]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise UsageError(f"The study has two expectations with the id '{twice[0]}'; give each its own.")
+    for chart in study.charts:
+        if chart.beside is not None and chart.beside not in ids:
+            raise UsageError(
+                f"The chart '{chart.caption}' stands beside '{chart.beside}', which is no id of an expectation."
+                f"{nearest(chart.beside, ids)}"
+            )
     for name in study.runs:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise UsageError(f"'{name}' is no name of a run; use letters, digits and hyphens.")

@@ -13,8 +13,8 @@ from probekit.errors import UsageError
 from probekit.report import Document, Page, render_html, render_markdown
 from probekit.runs.command import option_text
 from probekit.runs.directory import RunDirectory
-from probekit.runs.studies.file import StudyFile
-from probekit.runs.studies.judge import Judgement, by_variable
+from probekit.runs.studies.file import Chart, Expectation, StudyFile
+from probekit.runs.studies.judge import Judgement, draw_lines
 
 if TYPE_CHECKING:
     from probekit.runs.studies.carry_out import Study
@@ -52,18 +52,20 @@ def _expectations(file: StudyFile, outcome: Study) -> Page:
     page = Page("Expectations")
     judgements = outcome.judgements
     counted = Counter(judgement.verdict for judgement in judgements)
-    failed = [judgement.expectation.id for judgement in judgements if judgement.met is False]
+    failed = [judgement.label for judgement in judgements if judgement.met is False]
     if judgements:
         listed = ", ".join(f"{name} {number}" for name, number in counted.most_common())
         page.finding(
             f"Verdicts, {len(judgements)} in all: {listed}." + (f" Not met: {', '.join(failed)}." if failed else "")
         )
         sourced = any(judgement.expectation.source for judgement in judgements)
+        each = any(judgement.value is not None for judgement in judgements)
         page.table(
-            ["id", "verdict", "claim", *(["its source says"] if sourced else []), "because"],
+            ["id", *(["of"] if each else []), "verdict", "claim", *(["its source says"] if sourced else []), "because"],
             [
                 [
                     judgement.expectation.id,
+                    *([judgement.of] if each else []),
                     judgement.verdict + (" (not met)" if judgement.met is False else ""),
                     judgement.expectation.claim,
                     *([judgement.expectation.source] if sourced else []),
@@ -74,70 +76,93 @@ def _expectations(file: StudyFile, outcome: Study) -> Page:
             caption="What was claimed, and what was found",
         )
     for chart in file.charts:
-        try:
-            lines = by_variable(
-                chart.figure, chart.x, chart.series, outcome.cells, outcome.runs, f"the chart '{chart.caption}'"
-            )
-        except UsageError as error:  # the other charts and the verdicts are none the worse
-            page.note(str(error))
-            continue
-        _draw(page, chart.caption, chart.x, chart.y, lines, chart.log_y)
-    for judgement in judgements:
-        _one(page, judgement)
+        if chart.beside is None:
+            _draw(page, chart, file, outcome)
+    for expectation in file.expectations:
+        of_it = [judgement for judgement in judgements if judgement.expectation is expectation]
+        _one(page, expectation, of_it)
+        for chart in file.charts:
+            if chart.beside == expectation.id:
+                _draw(page, chart, file, outcome)
     return page
 
 
-def _draw(page: Page, caption: str, x: str, y: str, lines: dict[str, dict[Any, list[float]]], log_y: bool) -> None:
+def _draw(page: Page, chart: Chart, file: StudyFile, outcome: Study) -> None:
     """Median and range against a number, or a table where the variable is no number."""
-    kept = {name: {at: found for at, found in line.items() if found} for name, line in lines.items()}
-    if all(isinstance(at, int | float) and not isinstance(at, bool) for line in kept.values() for at in line):
-        page.band(
-            {
-                name: [(at, median(found), min(found), max(found)) for at, found in sorted(line.items())]
-                for name, line in kept.items()
-            },
-            x=x,
-            y=y,
-            caption=f"{caption}: median and range",
-            log_y=log_y,
+    try:
+        drawn = draw_lines(chart, outcome.cells, outcome.runs, file.parameters)
+    except UsageError as error:  # the other charts and the verdicts are none the worse
+        page.note(str(error))
+        return
+    for each, lines in drawn:
+        caption = chart.caption if each is None else f"{chart.caption}, {each}"
+        kept = {name: {at: found for at, found in line.items() if found} for name, line in lines.items()}
+        if not any(kept.values()):
+            continue
+        if all(isinstance(at, int | float) and not isinstance(at, bool) for line in kept.values() for at in line):
+            page.band(
+                {
+                    name: [(at, median(found), min(found), max(found)) for at, found in sorted(line.items())]
+                    for name, line in kept.items()
+                },
+                x=chart.x,
+                y=chart.y,
+                caption=f"{caption}: median and range",
+                log_y=chart.log_y,
+            )
+            continue
+        page.table(
+            [chart.x, *kept],
+            [
+                [str(at), *(spread(line.get(at, [])) for line in kept.values())]
+                for at in dict.fromkeys(at for line in kept.values() for at in line)
+            ],
+            caption=f"{caption}: median, least to greatest in brackets",
         )
-        return
-    page.table(
-        [x, *kept],
-        [
-            [str(at), *(spread(line.get(at, [])) for line in kept.values())]
-            for at in dict.fromkeys(at for line in kept.values() for at in line)
-        ],
-        caption=f"{caption}: median, least to greatest in brackets",
-    )
 
 
-def _one(page: Page, judgement: Judgement) -> None:
+def _one(page: Page, expectation: Expectation, judgements: list[Judgement]) -> None:
     """The figures of one expectation, its rules, and the values themselves as a strip chart."""
-    expectation = judgement.expectation
     page.heading(f"{expectation.id}: {expectation.claim}")
-    paragraphs = [expectation.test, judgement.because]
+    paragraphs = [expectation.test]
     paragraphs += [f"Its source says: {expectation.source}."] if expectation.source else []
+    for judgement in judgements:
+        of = f"{judgement.of}: " if judgement.of else ""
+        paragraphs.append(f"{of}{judgement.verdict}. {judgement.because} {judgement.follows}".strip())
     page.prose("\n\n".join(part for part in paragraphs if part))
-    if not expectation.figures:
+    measured = [judgement for judgement in judgements if judgement.figures]
+    if not measured:
         return
+    each = any(judgement.value is not None for judgement in judgements)
     page.table(
-        ["figure", "run", "values", "median (least – greatest)"],
+        [*([str(expectation.each)] if each else []), "figure", "run", "values", "median (least – greatest)"],
         [
-            [name, figure.run, len(judgement.figures.get(name, [])), spread(judgement.figures.get(name, []))]
+            [
+                *([str(judgement.value)] if each else []),
+                name,
+                figure.run,
+                len(judgement.figures.get(name, [])),
+                spread(judgement.figures.get(name, [])),
+            ]
+            for judgement in measured
             for name, figure in expectation.figures.items()
         ],
-        caption=f"Verdict: {judgement.verdict}",
+        caption="Figures",
     )
-    points = [{"figure": name, "value": value} for name, found in judgement.figures.items() for value in found]
-    if len(points) > len(judgement.figures):
+    points = [
+        {"figure": f"{name}, {judgement.of}" if each else name, "value": value}
+        for judgement in measured
+        for name, found in judgement.figures.items()
+        for value in found
+    ]
+    if len(points) > sum(len(judgement.figures) for judgement in measured):
         page.chart(
             {
                 "data": {"values": points},
                 "mark": {"type": "tick", "thickness": 2, "tooltip": True},
                 "encoding": {
                     "x": {"field": "value", "type": "quantitative", "scale": {"zero": False}},
-                    "y": {"field": "figure", "type": "nominal", "title": None},
+                    "y": {"field": "figure", "type": "nominal", "title": None, "sort": None},
                 },
             },
             caption="Every value",

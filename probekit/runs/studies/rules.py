@@ -32,6 +32,9 @@ FUNCTIONS: dict[str, Any] = {
     # The share of values for which a comparison holds: share(near > 0.9).
     "share": lambda held: float(numpy.mean(held)),
     "abs": abs,
+    # Of several numbers: min(median(slow), median(fast)).
+    "min": lambda *numbers: min(float(number) for number in numbers),
+    "max": lambda *numbers: max(float(number) for number in numbers),
 }
 # In floating point, so that no power takes forever, and of arrays as of numbers.
 OPERATORS: dict[type[ast.AST], Any] = {
