@@ -1,7 +1,7 @@
 """The subject: a loaded model with its tokenizer and its anatomy. The one facade that analyses work with.
 
 Never modified: no module replaced, no weight changed; modes and flags are given back, hooks come off. What a subject
-computes it computes in eval mode, whatever mode the model is in.
+computes it computes in eval mode, whatever mode the model is in; only a layer map has dropout on if asked to.
 """
 
 from __future__ import annotations
@@ -169,8 +169,14 @@ class Subject:
         site: str,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        *,
+        dropout: bool = False,
     ) -> forward.LayerMap:
         """`O_l`: embeddings `[batch, sequence, d]` → the activation at the site; differentiable, stopped at the site.
+
+        With `dropout` it computes as a model in training does: each call draws its own masks from torch's default
+        generator, so that `torch.manual_seed` before a call decides them, and gradients go through the masks of the
+        call.
 
         Raises UsageError for an unknown site, or if the blocks of this model read the token ids again and none are
         given.
@@ -178,7 +184,7 @@ class Subject:
         if self.conditioned_on_ids and input_ids is None:
             raise UsageError("Blocks of this model read the token ids again, so its layer map needs `input_ids`.")
         found = forward.find_site(self.model, self.anatomy, site)
-        return forward.LayerMap(self.model, self.anatomy, found, input_ids, attention_mask, self._settled)
+        return forward.LayerMap(self.model, self.anatomy, found, input_ids, attention_mask, self._settled, dropout)
 
     def edit(self, site: str, function: Callable[[torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
         """Replace the activation `a` at a site by `function(a)` while the returned context is open."""

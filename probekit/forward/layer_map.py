@@ -5,11 +5,13 @@ where `inputs_embeds` is missing, scaled, or joined by something else; the model
 
 What a model does before its first block (masks, positions) takes about a tenth of the time of one block, and depends
 on the shape alone. So from the third step of a descent on, the blocks are called without it (`Route`): only where that
-is known to give the same bits, and only while nothing that is left out has hooks or has changed.
+is known to give the same bits, and only while nothing that is left out has hooks or has changed. With dropout on, every
+call is a forward pass of its own.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import nn
 from probekit.errors import ModelError, UsageError
 from probekit.forward.capture import Reached
 from probekit.forward.replay import Route, hooks_of, traced
-from probekit.forward.rest import forward, resting, stand_in_ids
+from probekit.forward.rest import dropping_out, forward, resting, stand_in_ids
 from probekit.forward.sites import Site, read
 from probekit.models.anatomy import Anatomy
 
@@ -31,6 +33,9 @@ class LayerMap:
 
     `input_ids` and `attention_mask`, `[batch or 1, sequence]`, are what the model sees beside the embeddings. Gradients
     flow to the embeddings and to nothing else; nothing past the site is computed; no hook outlives a call.
+
+    With `dropout` a call computes as in training: it draws masks of its own from torch's default generator, and its
+    gradients go through those.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class LayerMap:
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         settled: bool = False,
+        dropout: bool = False,
     ) -> None:
         self.site = site.name
         self._model = model
@@ -49,8 +55,11 @@ class LayerMap:
         self._input_ids = input_ids
         self._attention_mask = attention_mask
         self._settled = settled
+        self._dropout = dropout
         self._device = next(anatomy.embedding.parameters()).device
-        self._blocks = anatomy.blocks if any(block is site.module for block in anatomy.blocks) else []
+        # The blocks that a call may be replayed by; none where every call has to draw masks or ends inside a block.
+        replays = not dropout and any(block is site.module for block in anatomy.blocks)
+        self._blocks = anatomy.blocks if replays else []
         # By shape, dtype and device of the embeddings; None where replaying is not the same.
         self._called: set[Any] = set()
         self._routes: dict[Any, Route | None] = {}
@@ -59,7 +68,8 @@ class LayerMap:
         """The activation at the site. Raises UsageError for embeddings of another shape than the model's."""
         if embeddings.dim() != 3:
             raise UsageError(f"Embeddings have the shape {tuple(embeddings.shape)}; expected [batch, sequence, width].")
-        with resting(self._model, self._settled):
+        dropping = dropping_out(self._model) if self._dropout else nullcontext()
+        with resting(self._model, self._settled), dropping:
             # Inside torch.func models make other masks.
             if not self._blocks or torch._C._functorch.is_functorch_wrapped_tensor(embeddings):
                 return self._hooked(embeddings)

@@ -1,4 +1,7 @@
-"""The model at rest: eval mode, frozen parameters, no cache, and everything given back afterwards."""
+"""The model at rest: eval mode, frozen parameters, no cache, and everything given back afterwards.
+
+With dropout on where that is asked for, which is training mode and nothing else of a training.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,33 @@ def resting(model: nn.Module, settled: bool) -> Iterator[None]:
     else:
         with at_rest(model):
             yield
+
+
+@contextmanager
+def dropping_out(model: nn.Module) -> Iterator[None]:
+    """Training mode while open, inside `resting`: dropout draws masks from torch's default generator, each time anew.
+
+    Modules that a forward pass in training mode would change, such as a batch norm, stay in eval. Nothing is
+    checkpointed: the backward pass would compute blocks again, after the modes are given back, without their masks.
+    """
+    quiet = [module for module in model.modules() if not module.training and not _learns(module)]
+    checkpointing: list[Any] = [module for module in model.modules() if vars(module).get("gradient_checkpointing")]
+    try:
+        for module in checkpointing:
+            module.gradient_checkpointing = False
+        for module in quiet:
+            module.training = True
+        yield
+    finally:
+        for module in quiet:
+            module.training = False
+        for module in checkpointing:
+            module.gradient_checkpointing = True
+
+
+def _learns(module: nn.Module) -> bool:
+    """Whether a module keeps statistics of what it sees in training: those of a norm, or the `u` of a spectral norm."""
+    return any("running" in name or "tracked" in name or name.endswith("_u") for name in module._buffers)
 
 
 def forward(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 import probekit
 
@@ -68,6 +68,9 @@ class GradientInverterOptions(probekit.Options):
     )
     nearest_pull: float = Field(0.0, ge=0, description="Weight of the prior Σ‖e − nearest row of W‖² in the gradient.")
     embedding_box: bool = Field(False, description="Keep e within the least and the greatest entry of W, by dimension.")
+    dropout: bool = Field(
+        False, description="Compute target and steps with dropout on, as a freshly constructed model does."
+    )
     shift_sigma: Annotated[list[float], BeforeValidator(_listed)] = Field(
         [0.05], min_length=1, description="σ of the shifted inputs e′ = e* + N(0, σ); m is measured with the first."
     )
@@ -79,9 +82,24 @@ class GradientInverterOptions(probekit.Options):
     next_token: bool = Field(
         True, description="Also ask whether the whole model's next token stays the prompt's (runs every block)."
     )
+    next_token_model: str | None = Field(
+        None,
+        min_length=1,
+        description="Ask this model instead of the inverted one for the next token, for networks without a head; it "
+        "must have the same vocabulary.",
+    )
+    frequencies: str | None = Field(
+        None, min_length=1, description="A UTF-8 file of text in which the found tokens' frequencies are counted."
+    )
     rows_at_once: int | None = Field(
         None, ge=1, description="Restarts × prompts in one batch; unset: all, halved while memory runs out."
     )
+
+    @model_validator(mode="after")
+    def _somebody_asks(self) -> GradientInverterOptions:
+        if self.next_token_model is not None and not self.next_token:
+            raise ValueError("a next_token_model is asked for next tokens only, so leave out next_token=false")
+        return self
 
 
 class GradientInverter(probekit.Analysis[GradientInverterOptions]):

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
 
 from probekit import AnalysisError, Result, UsageError
 from probekit_plugins.batches import in_parts, notes_on_rows
+from probekit_plugins.gradient_inverter.masks import Masks, notes_on_dropout
+from probekit_plugins.gradient_inverter.next_tokens import asked, notes_on_asked
 from probekit_plugins.gradient_inverter.objective import Map, Objective, matched_positions, site_map
 from probekit_plugins.gradient_inverter.optimizers import make, rate_at
-from probekit_plugins.gradient_inverter.scoring import Figures, store, summarise
+from probekit_plugins.gradient_inverter.ranks import Frequencies, Ranks
+from probekit_plugins.gradient_inverter.scoring import Figures, ratio, store, summarise
 from probekit_plugins.gradient_inverter.spaces import Space, allowed_tokens, decode
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
     from probekit_plugins.gradient_inverter import GradientInverterOptions
+
+# How often the loss of the prompt's own embeddings is drawn with dropout on, for each restart.
+DRAWS = 4
 
 
 @dataclass
@@ -46,19 +53,35 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
     size = subject.vocabulary if allowed is None else len(allowed)
     if options.top_k > size:
         raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {size} tokens.")
+    frequencies = None if options.frequencies is None else Frequencies.of_file(subject, options.frequencies)
+    whole = asked(subject, prompts, options)
+    ranks = Ranks(subject, frequencies)
     result = Result()
+    noise: dict[str, float | None] = {}
+    without_dropout: list[str] = []
     for site in sites:
         inversion = Inversion(subject, prompts, site, allowed, options, context)
-        for number, figures in enumerate(inversion.figures()):
-            store(result, figures, subject, prompts[number], number, site, options)
+        found = inversion.figures()
+        for number, figures in enumerate(found):
+            store(result, figures, subject, prompts[number], number, site, options, whole, ranks)
+        if frequencies:
+            result.metrics |= {f"{site}/{name}": value for name, value in frequencies.baselines(prompts).items()}
         result.metrics |= {"learning_rate": inversion.space.rate, "start_sigma": inversion.space.sigma}
+        if options.dropout:
+            noise_ratio = inversion.noise_ratio(found)
+            result.metrics[f"{site}/dropout_noise_ratio"] = noise_ratio
+            if inversion.drops:
+                noise[site] = noise_ratio
+            else:
+                without_dropout.append(site)
     summarise(result, sites, options)
     if subject.conditioned_on_ids:
         result.notes.append(
             "Conditioned on ids: blocks of this model read the token ids again, so they were given the prompt's own, "
             "and what was recovered is not known from the activation alone."
         )
-    result.notes += notes_on_rows(subject)
+    result.notes += notes_on_asked(whole, options)
+    result.notes += notes_on_dropout(noise, without_dropout) + notes_on_rows(subject)
     return result
 
 
@@ -90,11 +113,17 @@ class Inversion:
         self._rows = self._ids.repeat_interleave(options.restarts, 0)
         self._map = None if subject.conditioned_on_ids else site_map(subject, site, options, None)
         self._embeddings = subject.embed(self._ids).float()
-        with torch.no_grad():
-            target = self._map_of(self._ids)(self._embeddings)
+        self._masks = Masks(context, site, options.dropout)
+        target = self._activations("target")
+        self.drops = options.dropout and not torch.equal(self._activations("target again"), target)
         subject.check_finite(target, f"The activation at {site}")
         self._target = target.repeat_interleave(options.restarts, 0)
         self._mask = mask.to(target.device).repeat_interleave(options.restarts, 0)
+
+    def _activations(self, masks: str) -> torch.Tensor:
+        """`O(e*)` for every prompt."""
+        with torch.no_grad(), self._masks(masks):
+            return self._map_of(self._ids)(self._embeddings)
 
     def objective(self, chosen: slice = slice(None)) -> Objective:
         """The objective of some rows of the batch, or of all."""
@@ -129,9 +158,14 @@ class Inversion:
         objective = self.objective(chosen)
         x = self.starts()[chosen].clone()
         prior = space.prior if space.has_prior else None
-        optimizer = make(options.optimizer, x, lambda values: objective(space.embeddings(values)), prior)
         losses: list[torch.Tensor] = []
         recorded: list[torch.Tensor] = []
+
+        def loss(values: torch.Tensor) -> torch.Tensor:
+            with self._masks(f"{key}/step {len(losses)}"):
+                return objective(space.embeddings(values))
+
+        optimizer = make(options.optimizer, x, loss, prior)
 
         def record(step: int) -> None:
             embeddings = space.embeddings(x).detach().clone()
@@ -160,7 +194,7 @@ class Inversion:
                 space.clamp(x)
                 loop.end_step(state, loss=losses[-1].min)
         record(options.steps)
-        with torch.no_grad():
+        with torch.no_grad(), self._masks(f"{key}/step {options.steps}"):
             losses.append(objective(recorded[-1]))
         steps = torch.tensor([*range(0, options.steps, options.record_every), options.steps])
         return Descent(torch.stack(losses), steps, torch.stack(recorded))
@@ -180,14 +214,23 @@ class Inversion:
         shifted = self._embeddings.repeat_interleave(self._options.restarts, 0) + sigma * self._draw(
             "shift", self._embeddings.shape[-1]
         )
-        return shifted, self._losses(shifted)
+        return shifted, self._losses(shifted, f"shifted by {sigma}")
 
-    def _losses(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def noise_ratio(self, found: Sequence[Figures]) -> float | None:
+        """`‖O(e*) − t‖ / m` by dropout alone, the median over draws and then over prompts; None where m is 0."""
+        answer = self._embeddings.repeat_interleave(self._options.restarts, 0)
+        drawn = torch.stack([self._losses(answer, f"the answer, draw {draw}") for draw in range(DRAWS)])
+        of_prompts = drawn.split(self._options.restarts, 1)
+        ratios = [ratio(float(each.median()), figures.m) for each, figures in zip(of_prompts, found, strict=True)]
+        known = [value for value in ratios if value is not None]
+        return median(known) if known else None
+
+    def _losses(self, embeddings: torch.Tensor, masks: str) -> torch.Tensor:
         """Losses of every row, a prompt's restarts at a time."""
         found = []
         for first in range(0, len(self._rows), self._options.restarts):
             chosen = slice(first, first + self._options.restarts)
-            with torch.no_grad():
+            with torch.no_grad(), self._masks(f"{masks}/{first}"):
                 found.append(self.objective(chosen)(embeddings[chosen]))
         return torch.cat(found)
 
@@ -199,7 +242,7 @@ class Inversion:
         recorded_ids = decode(self._subject, descent.recorded, self._allowed, options, 1)[..., 0]
         top_k_ids = decode(self._subject, last, self._allowed, options, options.top_k)
         decoded = self._subject.embed(top_k_ids[..., 0]).float()
-        discrete = self._losses(decoded)
+        discrete = self._losses(decoded, "decoded")
         shifted = {sigma: self.shifted_losses(sigma) for sigma in options.shift_sigma}
         found = []
         for number, prompt in enumerate(self._prompts):

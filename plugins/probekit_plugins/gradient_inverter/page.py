@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from probekit import Token, TokenRow, TokenSequence
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
 
 # The tokens over steps have at most this many rows.
 ROWS = 40
+# Columns of the candidates by rank.
+RANKS = {
+    "right": "right",
+    "cosine": "cosine to the prompt's token",
+    "percentile": "its percentile",
+    "cosine_when_wrong": "cosine of wrong ones",
+    "percentile_when_wrong": "their percentile",
+    "seen": "in the text at all",
+    "log10_frequency": "log₁₀ per million",
+}
 
 
 def draw(result: Result, page: Page, options: GradientInverterOptions) -> None:
@@ -136,6 +147,7 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
         caption=f"Candidates for each position, best first, restart {selected['restart']}",
         collapsed=many,
     )
+    _ranks(result, page, prompt, collapsed=many)
     _table(
         page,
         rows,
@@ -154,6 +166,9 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
             "distance_l2": "‖e_N − e*‖₂",
             "next_token_of_embeddings": "e_N keeps the next token",
             "next_token_of_tokens": "its tokens keep it",
+            "next_token_of_text": "its text, tokenised again, keeps it",
+            "truncated_next_token_of_embeddings": "e_N keeps O's own next token",
+            "truncated_next_token_of_tokens": "its tokens keep that",
             "text": "text",
         },
         caption="All restarts",
@@ -169,18 +184,49 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
             "m_max": "greatest",
             "closer_restarts": "restarts closer than m",
             "next_token_kept": "e′ keeps the next token",
+            "truncated_next_token_kept": "e′ keeps O's own next token",
         },
         caption="The prompt's own embeddings shifted by N(0, σ): how far that moves the activation",
         collapsed=many,
     )
 
 
+def _ranks(result: Result, page: Page, prompt: TokenSequence, collapsed: bool) -> None:
+    """The candidates of each rank, over restarts, beside random tokens and the prompt's own."""
+    number, site = prompt.labels["prompt"], prompt.labels["site"]
+    found = [row for row in result.tables.get("ranks", []) if row["prompt"] == number and row["site"] == site]
+    rows: list[dict[str, Any]] = []
+    for rank in dict.fromkeys(row["rank"] for row in found):
+        of_rank = [row for row in found if row["rank"] == rank]
+        rows.append({"label": f"top {int(rank or 0) + 1}", **{name: _known_mean(of_rank, name) for name in RANKS}})
+    if not rows:
+        return
+    for label, kind, known in (("random tokens", "random", {"percentile": 0.5}), ("the prompts' own", "prompt", {})):
+        figures = {name: result.metrics.get(f"{site}/{kind}_{name}") for name in ("seen", "log10_frequency")}
+        if known or figures["seen"] is not None:
+            rows.append({"label": label, **known, **figures})
+    _table(
+        page,
+        rows,
+        {"label": "candidates", **RANKS},
+        caption="Candidates by rank, over restarts: how near they are to the prompt's tokens, and how frequent",
+        collapsed=collapsed,
+    )
+
+
+def _known_mean(rows: Sequence[dict[str, Any]], column: str) -> float | None:
+    """The mean of the figures that there are, or None."""
+    known = [row[column] for row in rows if row[column] is not None]
+    return mean(known) if known else None
+
+
 def _table(page: Page, rows: Sequence[dict[str, Any]], columns: dict[str, str], caption: str, collapsed: bool) -> None:
     """A table of some columns under readable names; a column without a figure in any row is left out."""
-    shown = [column for column in columns if any(row[column] is not None for row in rows)]
+    # A run that was saved before there was a column does not have it.
+    shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
     page.table(
         [columns[column] for column in shown],
-        [[row[column] for column in shown] for row in rows],
+        [[row.get(column) for column in shown] for row in rows],
         caption=caption,
         collapsed=collapsed,
     )

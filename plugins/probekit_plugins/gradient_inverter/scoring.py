@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import Result, TokenSequence
+from probekit_plugins.gradient_inverter.next_tokens import Asked, NextTokens, TruncatedNextTokens, Verdicts
 
 if TYPE_CHECKING:
     from probekit import Prompt, Subject
     from probekit_plugins.gradient_inverter import GradientInverterOptions
+    from probekit_plugins.gradient_inverter.ranks import Ranks
 
 Scalar = str | int | float | bool | None
 
@@ -52,8 +54,10 @@ def store(
     number: int,
     site: str,
     options: GradientInverterOptions,
+    asked: Asked | None,
+    ranks: Ranks,
 ) -> None:
-    """Everything that one inversion found, as tensors, token sequences and one table row a restart."""
+    """Everything that one inversion found, as tensors, token sequences and table rows by restart, rank and shift."""
     truth = prompt.input_ids[0].to(figures.top_k_ids.device)
     right = figures.top_k_ids[..., 0] == truth
     prefix = f"{number}/{site}"
@@ -80,39 +84,37 @@ def store(
         result.sequences.setdefault("trajectory", []).append(
             TokenSequence(ids, subject.tokens(ids), {**labels, "restart": figures.selected, "step": step})
         )
-    # Without a head, the model's last activation is no row of logits.
-    has_logits = subject.anatomy.unembedding is not None or hasattr(subject.model, "generate")
-    next_tokens = _NextTokens(subject, prompt, figures) if options.next_token and has_logits else None
-    result.tables.setdefault("restarts", []).extend(
-        {**labels, **row} for row in _restart_rows(figures, subject, truth, right, next_tokens)
-    )
-    result.tables.setdefault("shifts", []).extend({**labels, **row} for row in _shift_rows(figures, next_tokens))
+    whole = NextTokens(asked, subject, prompt) if asked else None
+    truncated = None
+    if options.head != "none":
+        truncated = TruncatedNextTokens(subject, prompt, site, options, figures.target_embeddings)
+    rows = {
+        "restarts": _restart_rows(figures, subject, truth, right, _verdicts(figures, whole, truncated)),
+        "shifts": _shift_rows(figures, whole, truncated),
+        "ranks": ranks.rows(figures.top_k_ids, truth),
+    }
+    for name, found in rows.items():
+        result.tables.setdefault(name, []).extend({**labels, **row} for row in found)
 
 
-class _NextTokens:
-    """Whether the model's next token is the prompt's own, for inputs given as embeddings."""
-
-    def __init__(self, subject: Subject, prompt: Prompt, figures: Figures) -> None:
-        self._map = subject.layer_map("logits", input_ids=prompt.input_ids if subject.conditioned_on_ids else None)
-        self._wanted = self._next(figures.target_embeddings[None])
-
-    def _next(self, embeddings: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return self._map(embeddings)[:, -1].argmax(-1)
-
-    def agree(self, embeddings: torch.Tensor) -> list[bool | None]:
-        """`[R, T, d]` → one verdict for each row."""
-        return [bool(verdict) for verdict in self._next(embeddings) == self._wanted]
+def _verdicts(figures: Figures, whole: NextTokens | None, truncated: TruncatedNextTokens | None) -> dict[str, Verdicts]:
+    """Whether each restart's outcome keeps the next token, in every form that it has; None where nobody was asked."""
+    tokens = figures.top_k_ids[..., 0]
+    unknown: Verdicts = [None] * len(tokens)
+    return {
+        "next_token_of_embeddings": whole.of_embeddings(figures.embeddings) if whole else unknown,
+        "next_token_of_tokens": whole.of_tokens(tokens) if whole else unknown,
+        "next_token_of_text": whole.of_texts(tokens) if whole else unknown,
+        "truncated_next_token_of_embeddings": truncated.of_embeddings(figures.embeddings) if truncated else unknown,
+        "truncated_next_token_of_tokens": truncated.of_embeddings(figures.decoded_embeddings) if truncated else unknown,
+    }
 
 
 def _restart_rows(
-    figures: Figures, subject: Subject, truth: torch.Tensor, right: torch.Tensor, next_tokens: _NextTokens | None
+    figures: Figures, subject: Subject, truth: torch.Tensor, right: torch.Tensor, verdicts: dict[str, Verdicts]
 ) -> list[dict[str, Scalar]]:
     in_top_k = (figures.top_k_ids == truth[:, None]).any(-1)
     apart = figures.embeddings - figures.target_embeddings
-    unknown: list[bool | None] = [None] * len(figures.embeddings)
-    continuous = next_tokens.agree(figures.embeddings) if next_tokens else unknown
-    discrete = next_tokens.agree(figures.decoded_embeddings) if next_tokens else unknown
     recorded_right = (figures.recorded_ids == truth).all(-1)
     every_step = torch.arange(len(figures.losses))
     rows: list[dict[str, Scalar]] = []
@@ -136,18 +138,19 @@ def _restart_rows(
                 "distance_l1": float(apart[restart].abs().sum()),
                 "distance_l2": float(apart[restart].norm()),
                 "one_hot_distance_l1": float(2 * wrong),
-                "next_token_of_embeddings": continuous[restart],
-                "next_token_of_tokens": discrete[restart],
+                **{name: of_restarts[restart] for name, of_restarts in verdicts.items()},
                 "text": subject.text(figures.top_k_ids[restart, :, 0]),
             }
         )
     return rows
 
 
-def _shift_rows(figures: Figures, next_tokens: _NextTokens | None) -> list[dict[str, Scalar]]:
+def _shift_rows(
+    figures: Figures, whole: NextTokens | None, truncated: TruncatedNextTokens | None
+) -> list[dict[str, Scalar]]:
     rows: list[dict[str, Scalar]] = []
     for sigma, losses in figures.shifted_losses.items():
-        agreeing = next_tokens.agree(figures.shifted_embeddings[sigma]) if next_tokens else []
+        shifted = figures.shifted_embeddings[sigma]
         rows.append(
             {
                 "sigma": sigma,
@@ -155,10 +158,17 @@ def _shift_rows(figures: Figures, next_tokens: _NextTokens | None) -> list[dict[
                 "m_min": float(losses.min()),
                 "m_max": float(losses.max()),
                 "closer_restarts": float((figures.losses[-1] < losses.median()).float().mean()),
-                "next_token_kept": mean(float(bool(kept)) for kept in agreeing) if agreeing else None,
+                "next_token_kept": _share(whole.of_embeddings(shifted) if whole else []),
+                "truncated_next_token_kept": _share(truncated.of_embeddings(shifted) if truncated else []),
             }
         )
     return rows
+
+
+def _share(verdicts: Verdicts) -> float | None:
+    """The share that holds of those that are known, or None."""
+    known = [float(verdict) for verdict in verdicts if verdict is not None]
+    return mean(known) if known else None
 
 
 def first_step(held: torch.Tensor, steps: torch.Tensor) -> int | None:

@@ -7,16 +7,17 @@ equations 3 to 5). Only what α changes is an effect of unlikelihood: any traini
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from probekit import AnalysisError, Subject, UsageError
-from probekit_plugins.repetition.generation import PLAIN, SAMPLING, can_generate
 from probekit_plugins.repetition.predictions import predicts, unlikelihood
-from probekit_plugins.repetition.texts import beginning, begun, piece_length, pieces_of_file
+from probekit_plugins.repetition.texts import piece_length, pieces_of_file
+from probekit_plugins.texts import begun
+from probekit_plugins.training import is_quantised, restore, state_of
+from probekit_plugins.writing import can_generate, written_pieces
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt
@@ -30,8 +31,7 @@ LARGEST_GRADIENT = 1.0
 
 def check(subject: Subject, options: RepetitionOptions) -> None:
     """Raise UsageError with one sentence if a copy of this model cannot be trained here."""
-    quantised = any(getattr(subject.model, f"is_loaded_in_{bits}", False) for bits in ("8bit", "4bit"))
-    if quantised or getattr(subject.model, "hf_quantizer", None) is not None:
+    if is_quantised(subject):
         raise UsageError(
             "Unlikelihood fine-tuning changes weights, so it needs an unquantised model; leave out --quantization or "
             "-o unlikelihood_steps."
@@ -73,24 +73,9 @@ class FineTuning:
         """Pieces that the model writes itself at temperature 1, after what begins a text, or the first prompt's first
         token.
         """
-        start = beginning(self._subject)
-        own = [] if start else prompt.input_ids[0, :1].tolist()
-        new = piece_length(self._subject, self._options) - len(own)
-        rows, ids = self._options.unlikelihood_batch, torch.tensor([start + own])
-        parts = []
-        with self._context.progress("text to be tuned on", self._options.unlikelihood_pieces) as progress:
-            for first in range(0, self._options.unlikelihood_pieces, rows):
-                count = min(rows, self._options.unlikelihood_pieces - first)
-                seed = int(torch.randint(2**62, (1,), generator=self._context.generator(f"own text/{first}")))
-
-                def write(count: int = count, seed: int = seed) -> dict[str, torch.Tensor]:
-                    settings = {**PLAIN, **SAMPLING, "max_new_tokens": new, "min_new_tokens": new}
-                    return {"ids": self._subject.generate(ids.expand(count, -1), seed, **settings)}
-
-                found = self._context.stage(f"own text/{first}", write)["ids"]
-                parts.append(found[:, len(start) :])
-                progress.step(count)
-        return torch.cat(parts)
+        count, rows = self._options.unlikelihood_pieces, self._options.unlikelihood_batch
+        length = piece_length(self._subject, self._options)
+        return written_pieces(self._subject, prompt, count, length, rows, self._context, "text to be tuned on")
 
     def tuned(self, alpha: float, stage: str) -> tuple[Subject, torch.Tensor]:
         """A copy of the model after all steps with this α, and the losses `[steps, 2]`: MLE and unlikelihood.
@@ -107,10 +92,11 @@ class FineTuning:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(parameters.values(), self._options.unlikelihood_learning_rate)
         losses = torch.zeros(self._options.unlikelihood_steps, 2)
-        state = _state_of(parameters, optimizer, losses)
+        state = state_of(parameters, optimizer, lambda: {"losses": losses})
         with self._context.loop(f"fine-tuning, {stage}", len(losses), f"fine-tuning/{stage}") as loop:
             if loop.start:
-                _restore(loop.state, parameters, optimizer, losses)
+                losses.copy_(loop.state["losses"])
+                restore(loop.state, parameters, optimizer)
             for step in range(loop.start, len(losses)):
                 ids = self._training[self._batches[step]]
                 likelihood = model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
@@ -138,35 +124,3 @@ class FineTuning:
             "unembedding": known.unembedding_path,
         }
         return Subject(model, self._subject.tokenizer, anatomy=paths, settled=True), losses
-
-
-def _state_of(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, losses: torch.Tensor
-) -> Callable[[], dict[str, torch.Tensor]]:
-    """What the rest of the training follows from: weights, both moments, the optimiser's count of steps, the losses."""
-
-    def state() -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = {"losses": losses}
-        for name, parameter in parameters.items():
-            found[f"weight/{name}"] = parameter
-            for kind, value in optimizer.state[parameter].items():
-                found[f"{kind}/{name}"] = value
-        return found
-
-    return state
-
-
-def _restore(
-    state: dict[str, torch.Tensor],
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.AdamW,
-    losses: torch.Tensor,
-) -> None:
-    losses.copy_(state["losses"])
-    for name, parameter in parameters.items():
-        with torch.no_grad():
-            parameter.copy_(state[f"weight/{name}"])
-        for kind in ("step", "exp_avg", "exp_avg_sq"):
-            if f"{kind}/{name}" in state:  # a weight that gets no gradient has none
-                value = state[f"{kind}/{name}"]
-                optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)

@@ -11,37 +11,13 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from probekit import UsageError
 from probekit_plugins.batches import in_parts
 from probekit_plugins.repetition.contrastive import LiteralPenalty, contrastive_search
+from probekit_plugins.writing import PLAIN, SAMPLING
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
     from probekit_plugins.repetition import RepetitionOptions
 
 Texts = dict[tuple[str, int], torch.Tensor]
-
-# Said outright, because transformers fills what is left open from the model's own generation settings.
-PLAIN: dict[str, Any] = {
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "encoder_no_repeat_ngram_size": 0,
-    "guidance_scale": 1.0,
-}
-SAMPLING: dict[str, Any] = {
-    "do_sample": True,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-}
-
-
-def can_generate(subject: Subject) -> bool:
-    """Whether the model continues text at all: a plain network does not."""
-    return bool(getattr(subject.model, "can_generate", lambda: False)())
 
 
 def check_lengths(subject: Subject, prompts: Sequence[Prompt], options: RepetitionOptions) -> None:

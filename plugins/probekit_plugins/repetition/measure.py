@@ -11,11 +11,13 @@ from probekit import Result
 from probekit_plugins.batches import notes_on_rows
 from probekit_plugins.repetition import decoded, predictions
 from probekit_plugins.repetition.finetuning import FineTuning, check
-from probekit_plugins.repetition.generation import can_generate, check_lengths
+from probekit_plugins.repetition.generation import check_lengths
 from probekit_plugins.repetition.sources import saved, this_run
 from probekit_plugins.repetition.summary import RandomTokens, Row
-from probekit_plugins.repetition.texts import beginning, piece_length
+from probekit_plugins.repetition.texts import piece_length
 from probekit_plugins.repetition.written import Written, measure_given, store_saved, store_written, write
+from probekit_plugins.texts import beginning
+from probekit_plugins.writing import can_generate
 
 if TYPE_CHECKING:
     import torch

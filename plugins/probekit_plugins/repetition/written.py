@@ -15,7 +15,8 @@ from probekit_plugins.repetition.generation import Generation, Texts
 from probekit_plugins.repetition.predictions import Sums
 from probekit_plugins.repetition.sources import OURS, Labels, Origin
 from probekit_plugins.repetition.summary import RandomTokens, Row, metrics, row
-from probekit_plugins.repetition.texts import beginning, begun, pieces_of_file, spread_over
+from probekit_plugins.repetition.texts import pieces_of_file
+from probekit_plugins.texts import beginning, begun, spread_over
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject

@@ -1,0 +1,182 @@
+"""What a model makes of an inversion: whether its next token stays the prompt's, for embeddings, tokens and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from probekit import UsageError, load
+from probekit_plugins.gradient_inverter.objective import Map, site_map
+from probekit_plugins.texts import around, encoded
+
+if TYPE_CHECKING:
+    from probekit import Prompt, Subject
+    from probekit_plugins.gradient_inverter import GradientInverterOptions
+
+Verdicts = list[bool | None]
+
+
+@dataclass
+class Asked:
+    """The model that is asked for next tokens: the inverted one, or another with the same vocabulary.
+
+    `reads_embeddings` says whether it embeds tokens as the inverted one does, so that embeddings found for the one
+    mean the same to the other.
+    """
+
+    subject: Subject
+    reads_embeddings: bool = True
+
+
+def asked(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOptions) -> Asked | None:
+    """Who is asked for next tokens, if anybody is.
+
+    Raises UsageError with one sentence if the model named in the options does not go with the inverted one, and what
+    loading it raises.
+    """
+    name = options.next_token_model
+    if not options.next_token:
+        return None
+    if name is None:
+        return Asked(subject) if _has_logits(subject) else None
+    other = load(name, device=str(subject.device))
+    if not _has_logits(other):
+        raise UsageError(f"The model '{name}' has no head, so it has no next token; ask another one for it.")
+    for what, size, wanted in (
+        ("a vocabulary of", other.vocabulary, subject.vocabulary),
+        ("embeddings of width", other.width, subject.width),
+    ):
+        if size != wanted:
+            raise UsageError(
+                f"The model '{name}' has {what} {size}, the inverted one {what} {wanted}, so it cannot be asked for "
+                "the next token; name one that agrees (-o next_token_model=…)."
+            )
+    if None not in (subject.tokenizer, other.tokenizer) and _tokens_of(subject) != _tokens_of(other):
+        raise UsageError(
+            f"The model '{name}' has other tokens than the inverted one, so it cannot be asked for the next token; "
+            "name one with the same tokenizer (-o next_token_model=…)."
+        )
+    for prompt in prompts:
+        try:
+            other.check_ids(prompt.input_ids[0].tolist(), repr(prompt.text))
+        except UsageError as error:
+            raise UsageError(f"The model '{name}' cannot be asked for the next token. {error}") from None
+    # Rounded to the same precision or not, these are the same embeddings.
+    same = torch.allclose(other.embedding_matrix, subject.embedding_matrix.to(other.embedding_matrix), 1e-2, 1e-6)
+    return Asked(other, same)
+
+
+def notes_on_asked(whole: Asked | None, options: GradientInverterOptions) -> list[str]:
+    """What a reader has to know of the model that was asked."""
+    if whole is None or options.next_token_model is None:
+        return []
+    sentence = f"Next tokens are those of '{options.next_token_model}', not of the inverted model."
+    if not whole.reads_embeddings:
+        sentence += " It embeds tokens otherwise, so it was asked about tokens and texts only, not about embeddings."
+    return [sentence]
+
+
+def _has_logits(subject: Subject) -> bool:
+    # Without a head, the model's last activation is no row of logits.
+    return subject.anatomy.unembedding is not None or hasattr(subject.model, "generate")
+
+
+def _tokens_of(subject: Subject) -> dict[str, int]:
+    tokens: dict[str, int] = subject.tokenizer.get_vocab()  # type: ignore[union-attr]
+    return tokens
+
+
+class NextTokens:
+    """Whether the whole model's next token is the prompt's own."""
+
+    def __init__(self, asked: Asked, subject: Subject, prompt: Prompt) -> None:
+        self._asked, self._model, self._subject, self._prompt = asked, asked.subject, subject, prompt
+        self._wanted = self._after(prompt.input_ids)
+
+    def _after(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """`[R, T]` → the next token of each row."""
+        return self._model.capture(input_ids, ["logits"])["logits"][:, -1].argmax(-1)
+
+    def of_embeddings(self, embeddings: torch.Tensor) -> Verdicts:
+        """`[R, T, d]` → one verdict for each row; None where the model embeds tokens otherwise."""
+        if not self._asked.reads_embeddings:
+            return [None] * len(embeddings)
+        ids = self._prompt.input_ids if self._model.conditioned_on_ids else None
+        return _agree(_choice(self._model.layer_map("logits", input_ids=ids), embeddings), self._wanted)
+
+    def of_tokens(self, input_ids: torch.Tensor) -> Verdicts:
+        """`[R, T]` → one verdict for each row."""
+        return _agree(self._after(input_ids), self._wanted)
+
+    def of_texts(self, input_ids: torch.Tensor) -> Verdicts:
+        """`[R, T]` → one verdict for each row's text, tokenised again; None where the model cannot read that.
+
+        Rows that come to the same tokens are computed once, and every one by itself: their lengths differ.
+        """
+        known: dict[tuple[int, ...], bool | None] = {}
+        verdicts = []
+        for row in input_ids.tolist():
+            ids = self._tokenised_again(row)
+            if tuple(ids) not in known:
+                known[tuple(ids)] = self._of_ids(ids)
+            verdicts.append(known[tuple(ids)])
+        return verdicts
+
+    def _of_ids(self, ids: list[int]) -> bool | None:
+        try:
+            checked = self._model.check_ids(ids)
+        except UsageError:  # no tokens, too many, or another number than the model reads
+            return None
+        return bool(self._after(checked) == self._wanted)
+
+    def _tokenised_again(self, ids: list[int]) -> list[int]:
+        """The tokens of the text of these; with the special tokens around them that the prompt has around its own."""
+        if self._subject.tokenizer is None:
+            return []
+        before, after = around(self._subject)
+        special = _is_within(self._prompt.input_ids[0].tolist(), before, after)
+        if special and _is_within(ids, before, after):
+            ids = ids[len(before) : len(ids) - len(after)]  # the tokenizer puts them around the text by itself
+        text = self._subject.text(ids)
+        return encoded(self._subject, text, special) if text else []
+
+
+class TruncatedNextTokens:
+    """The same question, put to the model that is cut after the site and followed by its head, without dropout."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        prompt: Prompt,
+        site: str,
+        options: GradientInverterOptions,
+        target_embeddings: torch.Tensor,
+    ) -> None:
+        """`target_embeddings` are the prompt's, `[T, d]`."""
+        resting = options.model_copy(update={"dropout": False})
+        self._map: Map = site_map(subject, site, resting, prompt.input_ids)
+        self._wanted = _choice(self._map, target_embeddings[None])
+
+    def of_embeddings(self, embeddings: torch.Tensor) -> Verdicts:
+        """`[R, T, d]` → one verdict for each row."""
+        return _agree(_choice(self._map, embeddings), self._wanted)
+
+
+def _choice(layer_map: Map, embeddings: torch.Tensor) -> torch.Tensor:
+    """The highest of the last position's logits for each row, `[R, T, d]` → `[R]`."""
+    with torch.no_grad():
+        return layer_map(embeddings)[:, -1].argmax(-1)
+
+
+def _agree(found: torch.Tensor, wanted: torch.Tensor) -> Verdicts:
+    return [bool(verdict) for verdict in found == wanted]
+
+
+def _is_within(ids: list[int], before: list[int], after: list[int]) -> bool:
+    """Whether ids begin and end with these."""
+    return (
+        len(ids) >= len(before) + len(after) and ids[: len(before)] == before and ids[len(ids) - len(after) :] == after
+    )
