@@ -22,7 +22,14 @@ Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 2, "sites": "norm"},
-    "gradient-inverter": {"steps": 4, "restarts": 2, "sites": "block.1,norm,logits", "record_every": 2},
+    "frozen-head": {"steps": 2, "batch": 2, "length": 12, "initialisations": 1, "pieces": 10},
+    "gradient-inverter": {
+        "steps": 4,
+        "restarts": 2,
+        "sites": "block.1,norm,logits",
+        "record_every": 2,
+        "frequencies": __file__,
+    },
     "jacobian-spectrum": {"sites": "block.0,block.1", "method": "matrix-free", "iterations": 4, "probes": 2},
     "null-space-walk": {
         "steps": 2,
@@ -47,6 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 BAD: dict[str, dict[str, Any]] = {
     "clamped-walk": {"sites": "block.1,block.99"},
+    "frozen-head": {"length": 64},
     "gradient-inverter": {"sites": "block.1,block.99"},
     "jacobian-spectrum": {"sites": "block.1,nowhere"},
     "null-space-walk": {"sites": "block.99"},
@@ -55,7 +63,7 @@ BAD: dict[str, dict[str, Any]] = {
     "repetition": {"new_tokens": 64},
 }
 # What is wrong with each bad input; without an entry, its site.
-SENTENCES = {"repetition": "the model's context is 32"}
+SENTENCES = {"frozen-head": "the model's context has room for 32", "repetition": "the model's context is 32"}
 CALLS = (1, 2, 5, 9)
 
 
