@@ -139,3 +139,12 @@ def test_charts_stand_beside_their_expectation_one_for_each_value(plugins: Plugi
     second = next(place for place, text in enumerate(texts) if "second: The loss" in text)
     assert len(charts) == 2
     assert min(charts) > second
+
+
+def test_the_report_alone_has_the_verdicts_and_no_link_to_a_cell(plugins: Plugins) -> None:
+    outcome = carried_out(plugins, expectation(), networks=SMALL)
+    whole = outcome.report_path.read_text(encoding="utf-8")
+    alone = (outcome.path / "alone.html").read_text(encoding="utf-8")
+    assert 'href="cells/' in whole
+    assert "cells/" not in alone
+    assert "2 restarts." in alone

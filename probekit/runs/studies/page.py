@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
     from probekit.runs.studies.carry_out import Study
 
 PAGE_FILE = "page.json"
+# Of one fact of the provenance; every cell has its own in its report.
+MOST_SHOWN = 3
 
 
 def render_study(
     directory: RunDirectory, file: StudyFile, path: Path, changed: Mapping[str, Any], outcome: Study
 ) -> None:
-    """Write `report.html`, `summary.md`, `page.json` and `verdicts.json` into the study's folder."""
-    pages = [("Expectations", _expectations(file, outcome)), ("Cells", _cells(outcome))]
+    """Write `report.html`, `summary.md`, `page.json` and `verdicts.json` into the study's folder, and `alone.html`: the
+    report without the cells and the links to them, for a place where the folder is not.
+    """
+    expectations = ("Expectations", _expectations(file, outcome))
+    pages = [expectations, ("Cells", _cells(outcome))]
     command = ["probekit", "study", str(path)]
     for name, value in changed.items():
         command += ["--set", f"{name}={option_text(value)}"]
@@ -45,6 +51,8 @@ def render_study(
     directory.write_json(PAGE_FILE, {"pages": [page.to_json() for _, page in pages]})
     directory.write_json("verdicts.json", outcome.document()["expectations"])
     directory.write("report.html", render_html(document).encode(errors="replace"))
+    alone = replace(document, pages=[expectations])
+    directory.write("alone.html", render_html(alone).encode(errors="replace"))
     directory.write("summary.md", render_markdown(document).encode(errors="replace"))
 
 
@@ -218,7 +226,7 @@ def _findings(outcome: Study, key: str) -> str:
 
 
 def _provenance(outcome: Study) -> list[tuple[str, str]]:
-    """Versions and weights of the cells, those that all have in common once."""
+    """Versions and weights of the cells, those that all have in common once; of many, as from many seeds, the first."""
     found: dict[str, dict[str, None]] = {}
     for run in outcome.runs.values():
         for package, number in run.manifest["versions"].items():
@@ -227,4 +235,9 @@ def _provenance(outcome: Study) -> list[tuple[str, str]]:
         for fact in ("weights_sha256", "revision", "dtype", "device"):
             if fact in run.manifest.get("model", {}):
                 found.setdefault(f"{name}: {fact}", {})[str(run.manifest["model"][fact])] = None
-    return [(name, ", ".join(values)) for name, values in found.items()]
+    return [(name, _first_few(list(values))) for name, values in found.items()]
+
+
+def _first_few(values: list[str]) -> str:
+    more = f" and {len(values) - MOST_SHOWN} more" if len(values) > MOST_SHOWN else ""
+    return ", ".join(values[:MOST_SHOWN]) + more
