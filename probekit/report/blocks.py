@@ -98,15 +98,24 @@ class Page:
         )
 
     def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "", collapsed: bool = False
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        caption: str = "",
+        collapsed: bool = False,
+        in_summary: bool = False,
     ) -> None:
-        """A table of text, numbers, truth values and None; each row has one cell for each column."""
+        """A table of text, numbers, truth values and None; each row has one cell for each column.
+
+        One that is `in_summary` is also in the short text of the report, `summary.md`.
+        """
         names = [_text(name) for name in columns]
         cells = [[cell(value) for value in row] for row in rows]
         for index, row in enumerate(cells):
             if len(row) != len(names):
                 raise ValueError(f"Row {index} of a table has {len(row)} cells, but there are {len(names)} columns.")
-        self._add("table", columns=names, rows=cells, caption=_text(caption), collapsed=bool(collapsed))
+        summarised = {"in_summary": True} if in_summary else {}
+        self._add("table", columns=names, rows=cells, caption=_text(caption), collapsed=bool(collapsed), **summarised)
 
     def links(self, targets: Sequence[tuple[str, str]], caption: str = "") -> None:
         """Links to files beside the report, each a text and a relative path such as `cells/1/report.html`.

@@ -32,3 +32,12 @@ def test_a_command_with_backticks_cannot_leave_its_fence(document: Document) -> 
     summary = render_markdown(Document("t", "q", command="echo ```` x"))
     assert "`````sh\necho ```` x\n`````" in summary
     render_markdown(document).encode("utf-8")
+
+
+def test_a_table_of_the_summary_is_in_it_with_its_markup_escaped() -> None:
+    page = Page("Figures")
+    page.table(["name", "value"], [["left out", 1]])
+    page.table(["na|me", "value"], [["a|b *c*", 0.12345], ["none", None]], caption="Kept", in_summary=True)
+    text = render_markdown(Document(title="t", question="q", pages=[("Figures", Page.from_json(page.to_json()))]))
+    assert "left out" not in text
+    assert "| na\\|me | value |\n| --- | --- |\n| a\\|b \\*c\\* | 0.1235 |\n| none | – |" in text

@@ -82,6 +82,7 @@ def _expectations(file: StudyFile, outcome: Study) -> Page:
                 for judgement in judgements
             ],
             caption="What was claimed, and what was found",
+            in_summary=True,
         )
     for chart in file.charts:
         if chart.beside is None:
