@@ -76,6 +76,12 @@ class Subject:
         return length if isinstance(length, int) and length > 0 else None
 
     @property
+    def has_logits(self) -> bool:
+        """Whether the site `logits` is a row of scores, one for each token: not of a model without a head."""
+        generates = getattr(self.model, "can_generate", lambda: False)()
+        return bool(generates) or self.anatomy.unembedding is not None
+
+    @property
     def device(self) -> torch.device:
         """Where token ids and embeddings enter the model."""
         return next(self.anatomy.embedding.parameters()).device

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 from transformers.modeling_outputs import CausalLMOutput
 
 import probekit
@@ -67,6 +68,13 @@ def test_a_model_of_ones_own_works_without_transformers_base_class() -> None:
     assert torch.equal(subject.capture(ids, ["logits"])["logits"], expected)
     assert torch.equal(subject.layer_map("logits")(subject.embed(ids)), expected)
     assert torch.equal(subject.unembed(subject.capture(ids, ["block.-1"])["block.-1"]), expected)
+    assert subject.has_logits
+
+
+def test_a_body_without_a_head_has_no_logits() -> None:
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    assert probekit.Subject(GPT2LMHeadModel(config)).has_logits
+    assert not probekit.Subject(GPT2Model(config)).has_logits
 
 
 # --- the blocks ------------------------------------------------------------------------------------------------------

@@ -148,3 +148,9 @@ def test_the_report_alone_has_the_verdicts_and_no_link_to_a_cell(plugins: Plugin
     assert 'href="cells/' in whole
     assert "cells/" not in alone
     assert "2 restarts." in alone
+
+
+def test_a_missing_cell_of_two_figures_is_one_missing_cell(plugins: Plugins) -> None:
+    two = expectation(figures={"loss": LOSS, "same": LOSS})
+    outcome = carried_out(plugins, two, networks=[SMALL, "fc-token,width=8,vocabulary=3"])  # it has no such tokens
+    assert outcome.judgements[0].because == "Not judged: 1 of its cells are missing or failed."

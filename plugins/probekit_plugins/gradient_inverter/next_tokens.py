@@ -41,9 +41,9 @@ def asked(subject: Subject, prompts: Sequence[Prompt], options: GradientInverter
     if not options.next_token:
         return None
     if name is None:
-        return Asked(subject) if _has_logits(subject) else None
+        return Asked(subject) if subject.has_logits else None
     other = load(name, device=str(subject.device))
-    if not _has_logits(other):
+    if not other.has_logits:
         raise UsageError(f"The model '{name}' has no head, so it has no next token; ask another one for it.")
     for what, size, wanted in (
         ("a vocabulary of", other.vocabulary, subject.vocabulary),
@@ -77,11 +77,6 @@ def notes_on_asked(whole: Asked | None, options: GradientInverterOptions) -> lis
     if not whole.reads_embeddings:
         sentence += " It embeds tokens otherwise, so it was asked about tokens and texts only, not about embeddings."
     return [sentence]
-
-
-def _has_logits(subject: Subject) -> bool:
-    # Without a head, the model's last activation is no row of logits.
-    return subject.anatomy.unembedding is not None or hasattr(subject.model, "generate")
 
 
 def _tokens_of(subject: Subject) -> dict[str, int]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from probekit import AnalysisError, Subject, UsageError
-from probekit_plugins.repetition.predictions import predicts, unlikelihood
+from probekit_plugins.repetition.predictions import unlikelihood
 from probekit_plugins.repetition.texts import piece_length, pieces_of_file
 from probekit_plugins.texts import begun
 from probekit_plugins.training import is_quantised, restore, state_of
@@ -39,7 +39,7 @@ def check(subject: Subject, options: RepetitionOptions) -> None:
     devices = {parameter.device for parameter in subject.model.parameters()}
     if len(devices) != 1 or any(device.type == "meta" for device in devices):
         raise UsageError("Unlikelihood fine-tuning needs the whole model on one device; load it without --device-map.")
-    if not predicts(subject):
+    if not subject.has_logits:
         raise UsageError("Unlikelihood fine-tuning needs a model that predicts tokens; this one has no logits.")
     if options.text is None and not can_generate(subject):
         raise UsageError("This model writes no text to be tuned on; give one (-o text=FILE).")

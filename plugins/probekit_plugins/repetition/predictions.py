@@ -22,12 +22,6 @@ LEAST_REST = 1e-5
 Sums = dict[str, torch.Tensor]
 
 
-def predicts(subject: Subject) -> bool:
-    """Whether the model has logits over its vocabulary: a body without a head, or a plain network, has none."""
-    generates = getattr(subject.model, "can_generate", lambda: False)()
-    return bool(generates) or subject.anatomy.unembedding is not None
-
-
 def names(windows: Sequence[int]) -> list[str]:
     """The figures that `measure` sums, in order."""
     return [f"{kind}_{window}" for window in windows for kind in ("rep", "wrep", "text_rep")] + ["unlikelihood", "nll"]

@@ -155,7 +155,7 @@ def measure_given(
     context: Context,
 ) -> None:
     """The prompts themselves, and the pieces of the text if there is one."""
-    can_predict = predictions.predicts(subject)
+    can_predict = subject.has_logits
     ids = [prompt.input_ids[0].tolist() for prompt in prompts]
     sums, by_chance = [], []
     for number, prompt in enumerate(prompts):

@@ -136,18 +136,20 @@ def _judged(
 ) -> Judgement:
     figures: dict[str, list[float]] = {}
     used: list[str] = []
-    missing = 0
+    missing: set[str] = set()
     for name, figure in expectation.figures.items():
         what = f"the figure '{name}' of {expectation.id}"
         chosen = matching(figure, cells, parameters, what)
         there = [cell for cell in chosen if _is_there(figure, cell, runs, what)]
-        missing += len({cell.key for cell in chosen} - {cell.key for cell in there})
+        missing |= {cell.key for cell in chosen} - {cell.key for cell in there}
         used += [cell.key for cell in there]
         figures[name] = [value for cell in there for value in values(figure, cell, runs, parameters, what)]
     empty = [name for name, found in figures.items() if not found]
     kept = list(dict.fromkeys(used))
     if missing or empty:
-        lacking = f"{missing} of its cells are missing or failed" if missing else f"no value for {', '.join(empty)}"
+        lacking = f"no value for {', '.join(empty)}"
+        if missing:
+            lacking = f"{len(missing)} of its cells are missing or failed"
         return Judgement(expectation, INCOMPLETE, figures, f"Not judged: {lacking}.", kept)
     found = verdict(expectation.verdicts, figures, expectation.id)
     because = filled(expectation.because, figures, expectation.id)
