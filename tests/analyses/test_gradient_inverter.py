@@ -438,3 +438,18 @@ def test_the_first_steps_that_are_closer_than_the_shift_and_exact(
         assert row["steps_to_closer"] == (closer[0] if closer else None)
         assert row["steps_to_exact"] == (exact[0] if exact else None)
     assert any(row["steps_to_exact"] for row in result.tables["restarts"])
+
+
+def test_a_model_in_double_precision_is_inverted_in_it_throughout() -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    subject = probekit.Subject(GPT2LMHeadModel(config).double())
+    prompt = probekit.Prompt("", subject.check_ids(IDS), subject.tokens(IDS))
+    result = inverted(subject, prompt, steps=1, restarts=1, optimizer="descent", learning_rate=1.0, schedule="constant")
+    found = inversion(subject, [prompt], "block.0", restarts=1)
+    start, layer_map = found.starts().requires_grad_(), subject.layer_map("block.0")
+    target = layer_map(subject.embed(prompt.input_ids))
+    (gradient,) = torch.autograd.grad((layer_map(start) - target).abs().sum(), start)
+    # To the last digits: a step that was rounded to fp32 anywhere is 1e-7 off.
+    after = result.tensors["0/block.0/embeddings"]
+    torch.testing.assert_close(after, (start - gradient).detach()[:, : len(IDS)], rtol=1e-12, atol=1e-13)

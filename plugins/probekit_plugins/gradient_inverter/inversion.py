@@ -13,7 +13,7 @@ from probekit import AnalysisError, Result, UsageError
 from probekit_plugins.batches import in_parts, notes_on_rows
 from probekit_plugins.gradient_inverter.masks import Masks, notes_on_dropout
 from probekit_plugins.gradient_inverter.next_tokens import asked, notes_on_asked
-from probekit_plugins.gradient_inverter.objective import Map, Objective, matched_positions, site_map
+from probekit_plugins.gradient_inverter.objective import Map, Objective, at_least_single, matched_positions, site_map
 from probekit_plugins.gradient_inverter.optimizers import make, rate_at
 from probekit_plugins.gradient_inverter.ranks import Frequencies, Ranks
 from probekit_plugins.gradient_inverter.scoring import Figures, ratio, store, summarise
@@ -112,7 +112,7 @@ class Inversion:
             row[: len(prompt.tokens)] = prompt.input_ids[0]
         self._rows = self._ids.repeat_interleave(options.restarts, 0)
         self._map = None if subject.conditioned_on_ids else site_map(subject, site, options, None)
-        self._embeddings = subject.embed(self._ids).float()
+        self._embeddings = at_least_single(subject.embed(self._ids))
         self._masks = Masks(context, site, options.dropout)
         target = self._activations("target")
         self.drops = options.dropout and not torch.equal(self._activations("target again"), target)
@@ -241,7 +241,7 @@ class Inversion:
         last = descent.recorded[-1]
         recorded_ids = decode(self._subject, descent.recorded, self._allowed, options, 1)[..., 0]
         top_k_ids = decode(self._subject, last, self._allowed, options, options.top_k)
-        decoded = self._subject.embed(top_k_ids[..., 0]).float()
+        decoded = at_least_single(self._subject.embed(top_k_ids[..., 0]))
         discrete = self._losses(decoded, "decoded")
         shifted = {sigma: self.shifted_losses(sigma) for sigma in options.shift_sigma}
         found = []

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 
+def at_least_single(values: torch.Tensor) -> torch.Tensor:
+    """The same in fp32, or in fp64 if that is what they are: what a narrower model computes is added up in fp32."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def site_map(subject: Subject, site: str, options: GradientInverterOptions, input_ids: torch.Tensor | None) -> Map:
     """`O_l`, followed by the model's head if the options say so, with dropout on if they do."""
     ids = input_ids if subject.conditioned_on_ids else None
@@ -70,10 +75,10 @@ class Objective:
             activation, target = activation * self._mask, target * self._mask
         kind = self._options.loss
         if kind in ("l1", "l2"):
-            difference = (activation - target).flatten(1).float()
+            difference = at_least_single(activation - target).flatten(1)
             norms: torch.Tensor = torch.linalg.vector_norm(difference, ord=1 if kind == "l1" else 2, dim=1)
             return norms
-        flat, wanted = activation.flatten(1).float(), target.flatten(1).float()
+        flat, wanted = at_least_single(activation).flatten(1), at_least_single(target).flatten(1)
         angle = 1 - torch.nn.functional.cosine_similarity(flat, wanted, dim=1)
         if kind == "cosine":
             return angle
