@@ -36,9 +36,9 @@ def test_every_claim_has_a_row_with_its_source_its_test_and_its_rules(file: Stud
         assert row.test, row.id
         assert row.verdicts, row.id
         assert row.because, row.id
-        assert row.source or re.search("dropout|untrained", row.id), row.id
+        assert row.source or re.search("dropout|trained", row.id), row.id
     # What the page did after a fresh construction, dropout left on, is tested once beside.
-    assert {"C7 with dropout", "C9 with dropout", "C10 with dropout"} <= set(rows)
+    assert {f"C{number} with dropout" for number in (7, 8, 9, 10)} <= set(rows)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,7 @@ def test_no_trained_claim_of_small_models_is_called_that_of_another(file: StudyF
         for row in file.expectations
         if row.each is None and any("trained" in file.runs[figure.run].sweep for figure in row.figures.values())
     ]
-    # These compare a model with a larger one, which their sentence names.
-    assert of_trained == ["C25", "C33", "C34 by size"]
+    assert of_trained == []
 
 
 @pytest.mark.slow
@@ -111,4 +110,4 @@ def test_the_whole_study_in_small(tmp_path: Path, plugins: Plugins) -> None:
     assert faulty == {}
     # What few steps leave without a value: no decoding is poor, or none is wrong.
     incomplete = {judgement.expectation.id for judgement in outcome.judgements if judgement.verdict == "incomplete"}
-    assert incomplete <= {"C8", "C27", "C29", "C30"}
+    assert incomplete <= {"C8", "C8 with dropout", "C27", "C27 untrained", "C30"}
