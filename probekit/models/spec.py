@@ -38,7 +38,12 @@ class ModelSpec(BaseModel):
     )
     weights: Literal["pretrained", "random"] = Field("pretrained", description="Trained weights, or untrained ones.")
     weights_seed: int = Field(0, ge=0, lt=2**63, description="Seed of random weights.")
-    depth: int | None = Field(None, ge=1, description="Keep only the first blocks, by cutting the config.")
+    depth: int | None = Field(
+        None,
+        ge=1,
+        description="Keep only the first blocks, by cutting the config; random weights are then drawn as for a model "
+        "of that depth, which in GPT-2 makes them larger than the first blocks of the whole.",
+    )
     blocks: str | None = Field(None, description="Module path of the decoder blocks, where structure is ambiguous.")
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
 

@@ -40,7 +40,7 @@ def render_study(
         title=file.title,
         question=file.question or "Do these runs show what they should?",
         facts=[
-            *((name, str(value)) for name, value in file.parameters.items()),
+            *((name, _shown(value)) for name, value in file.parameters.items()),
             ("Cells", f"{outcome.done} done, {len(outcome.failures)} failed, {outcome.missing} missing"),
         ],
         pages=pages,
@@ -56,6 +56,13 @@ def render_study(
     directory.write("summary.md", render_markdown(document).encode(errors="replace"))
 
 
+def _shown(value: Any) -> str:
+    """A parameter for the reader; of a long list the first few."""
+    if not isinstance(value, list):
+        return option_text(value)
+    return _first_few([option_text(part) for part in value]) or "none"
+
+
 def _expectations(file: StudyFile, outcome: Study) -> Page:
     page = Page("Expectations")
     judgements = outcome.judgements
@@ -66,17 +73,15 @@ def _expectations(file: StudyFile, outcome: Study) -> Page:
         page.finding(
             f"Verdicts, {len(judgements)} in all: {listed}." + (f" Not met: {', '.join(failed)}." if failed else "")
         )
-        sourced = any(judgement.expectation.source for judgement in judgements)
         each = any(judgement.value is not None for judgement in judgements)
         page.table(
-            ["id", *(["of"] if each else []), "verdict", "claim", *(["its source says"] if sourced else []), "because"],
+            ["id", *(["of"] if each else []), "verdict", "claim", "because"],
             [
                 [
                     judgement.expectation.id,
                     *([judgement.of] if each else []),
                     judgement.verdict + (" (not met)" if judgement.met is False else ""),
                     judgement.expectation.claim,
-                    *([judgement.expectation.source] if sourced else []),
                     judgement.because,
                 ]
                 for judgement in judgements
@@ -159,7 +164,7 @@ def _one(page: Page, expectation: Expectation, judgements: list[Judgement]) -> N
         caption="Figures",
     )
     points = [
-        {"figure": f"{name}, {judgement.of}" if each else name, "value": value}
+        {"figure": f"{name}, {judgement.value}" if len(measured) > 1 else name, "value": value}
         for judgement in measured
         for name, found in judgement.figures.items()
         for value in found
@@ -170,8 +175,13 @@ def _one(page: Page, expectation: Expectation, judgements: list[Judgement]) -> N
                 "data": {"values": points},
                 "mark": {"type": "tick", "thickness": 2, "tooltip": True},
                 "encoding": {
-                    "x": {"field": "value", "type": "quantitative", "scale": {"zero": False}},
-                    "y": {"field": "figure", "type": "nominal", "title": None, "sort": None},
+                    "x": {"field": "value", "type": "quantitative", "scale": _scale(points)},
+                    "y": {
+                        "field": "figure",
+                        "type": "nominal",
+                        "sort": None,
+                        "axis": {"title": None, "labelLimit": 320},
+                    },
                 },
             },
             caption="Every value",
@@ -179,6 +189,12 @@ def _one(page: Page, expectation: Expectation, judgements: list[Judgement]) -> N
     page.table(
         ["verdict", "if"], [list(rule) for rule in expectation.verdicts.items()], caption="Its rules", collapsed=True
     )
+
+
+def _scale(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """Logarithmic where the values differ by orders of magnitude, and can be drawn so."""
+    sizes = [point["value"] for point in points]
+    return {"type": "log"} if min(sizes) > 0 and max(sizes) > 1000 * min(sizes) else {"zero": False}
 
 
 def spread(values: list[float]) -> str | None:
