@@ -164,7 +164,7 @@ def _one(page: Page, expectation: Expectation, judgements: list[Judgement]) -> N
         caption="Figures",
     )
     points = [
-        {"figure": f"{name}, {judgement.value}" if len(measured) > 1 else name, "value": value}
+        {"figure": f"{name}, {judgement.value}" if len(measured) > 1 else name, "value": float(f"{value:.4g}")}
         for judgement in measured
         for name, found in judgement.figures.items()
         for value in found
