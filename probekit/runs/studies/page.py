@@ -139,7 +139,7 @@ def _one(page: Page, expectation: Expectation, judgements: list[Judgement]) -> N
     """The figures of one expectation, its rules, and the values themselves as a strip chart."""
     page.heading(f"{expectation.id}: {expectation.claim}")
     paragraphs = [expectation.test]
-    paragraphs += [f"Its source says: {expectation.source}."] if expectation.source else []
+    paragraphs += [f"Its source says: “{expectation.source}”"] if expectation.source else []
     for judgement in judgements:
         of = f"{judgement.of}: " if judgement.of else ""
         paragraphs.append(f"{of}{judgement.verdict}. {judgement.because} {judgement.follows}".strip())
@@ -163,12 +163,14 @@ def _one(page: Page, expectation: Expectation, judgements: list[Judgement]) -> N
         ],
         caption="Figures",
     )
-    points = [
-        {"figure": f"{name}, {judgement.value}" if len(measured) > 1 else name, "value": float(f"{value:.4g}")}
+    # Equal values fall on one tick: what there is of them stands in the table.
+    ticks = dict.fromkeys(
+        (f"{name}, {judgement.value}" if len(measured) > 1 else name, float(f"{value:.4g}"))
         for judgement in measured
         for name, found in judgement.figures.items()
         for value in found
-    ]
+    )
+    points = [{"figure": name, "value": value} for name, value in ticks]
     if len(points) > sum(len(judgement.figures) for judgement in measured):
         page.chart(
             {
@@ -184,7 +186,7 @@ def _one(page: Page, expectation: Expectation, judgements: list[Judgement]) -> N
                     },
                 },
             },
-            caption="Every value",
+            caption="Every value that occurs",
         )
     page.table(
         ["verdict", "if"], [list(rule) for rule in expectation.verdicts.items()], caption="Its rules", collapsed=True
@@ -202,8 +204,13 @@ def spread(values: list[float]) -> str | None:
     if not values:
         return None
     if min(values) == max(values):
-        return f"{values[0]:.3g}"
-    return f"{median(values):.3g} ({min(values):.3g} – {max(values):.3g})"
+        return _digits(values[0])
+    return f"{_digits(median(values))} ({_digits(min(values))} – {_digits(max(values))})"
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all of a number of steps: 2000, not 2e+03."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
 def _cells(outcome: Study) -> Page:
