@@ -265,7 +265,7 @@ CHART = {"caption": "c", "figure": {"run": "a", "metric": "m"}, "x": "seed"}
         (judged(verdicts={}, untested="no"), "has figures and verdicts, or the sentence `untested`"),
         (judged(each="sede"), r"e is for each 'sede', but the variables of its runs are: seed.*Did you mean 'seed'\?"),
         (judged(figure={"missing": "many"}), "counts what is missing as 'many'; expected a number"),
-        (judged(figure={"missing": True}), "counts what is missing as True; expected a number"),
+        (judged(figure={"missing": True}), "at 'expectations.0.figures.f.missing.*valid"),
         (judged(follows={"hold": "x"}), "e says what follows from 'hold', but its verdicts are: holds, undecided"),
         (judged(follows={"holds": "{median(g)}"}), "The sentence of e, .*no figure 'g'"),
         (judged(figures={"no-name": {"run": "a", "metric": "m"}}), "'no-name' is no name of a figure"),

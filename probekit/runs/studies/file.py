@@ -9,7 +9,16 @@ from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 
 from probekit.errors import UsageError, nearest
 
@@ -55,7 +64,7 @@ class Figure(_Part):
     table: str | None = None
     column: str | None = None
     rows: dict[str, Any] = {}
-    missing: float | str | None = None
+    missing: StrictInt | StrictFloat | str | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Figure:
