@@ -81,6 +81,13 @@ def test_one_value_is_a_list_of_one_and_may_come_from_a_parameter_before_it(plug
     assert [cell.variables["network"] for cell in outcome.cells] == [SMALL]
 
 
+def test_a_dollar_sign_within_a_parameter_is_one(plugins: Plugins) -> None:
+    parameters = {"networks": SMALL, "price": "It costs $5.", "again": "${price}"}
+    run = RUN | {"about": "prices", "sweep": {"network": "$networks", "text": "$again"}}
+    outcome = carried_out(plugins, expectation(), networks=SMALL, runs={"networks": run}, parameters=parameters)
+    assert [cell.variables["text"] for cell in outcome.cells] == ["It costs $5."]
+
+
 def test_a_run_over_nothing_is_not_asked_for(plugins: Plugins) -> None:
     outcome = carried_out(
         plugins,

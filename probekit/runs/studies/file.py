@@ -22,6 +22,8 @@ from pydantic import (
 
 from probekit.errors import UsageError, nearest
 
+# `$name` or `${name}`.
+NAME = r"\$(?:(\w+)|\{(\w+)\})"
 # Verdicts that no rule gives: there is nothing to judge, not all of it yet, or something that cannot be judged.
 UNTESTED, INCOMPLETE, AT_FAULT = "not tested", "incomplete", "at fault"
 
@@ -153,11 +155,15 @@ def read_study(path: Path, changed: Mapping[str, Any]) -> StudyFile:
 
 
 def _settled(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, where one may stand for another that comes before it: `untrained = "$model"`."""
+    """The parameters, where one may stand for another that comes before it: `untrained = "$model"`.
+
+    A dollar sign within a text is one.
+    """
     settled: dict[str, Any] = {}
     for name, value in parameters.items():
         try:
-            settled[name] = substituted(value, settled)
+            alone = isinstance(value, str) and re.fullmatch(NAME, value)
+            settled[name] = substituted(value, settled) if alone else value
         except UsageError as error:
             raise UsageError(f"The parameter '{name}' can stand for those before it only: {error}") from None
     return settled
@@ -234,9 +240,8 @@ def substituted(value: Any, variables: Mapping[str, Any]) -> Any:
             raise UsageError(f"'{value}' names ${name}, but the variables here are: {known}.{nearest(name, variables)}")
         return variables[name]
 
-    pattern = r"\$(?:(\w+)|\{(\w+)\})"
-    whole = re.fullmatch(pattern, value)
+    whole = re.fullmatch(NAME, value)
     if whole:
         return named(whole)
-    parts = [re.sub(pattern, lambda match: str(named(match)), part) for part in value.split("$$")]
+    parts = [re.sub(NAME, lambda match: str(named(match)), part) for part in value.split("$$")]
     return "$".join(parts)
