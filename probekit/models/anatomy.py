@@ -151,18 +151,22 @@ def _ask(model: nn.Module, accessor: str) -> nn.Module | None:
 
 
 def _find_blocks(model: nn.Module, sequence: int | None) -> str:
-    count = getattr(text_config(model), "num_hidden_layers", None)
+    config = text_config(model)
+    # Where a config has both, `num_hidden_layers` is the encoder's.
+    named = [getattr(config, name, None) for name in ("decoder_layers", "num_decoder_layers", "num_hidden_layers")]
+    count = next((number for number in named if type(number) is int), None)
     lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    fitting: list[str] = [path for path, module in lists if len(module) == count]
-    outermost = _outermost(fitting)
+    sizes = {path: len(module) for path, module in lists if len(module)}
+    outermost = _outermost([path for path in sizes if sizes[path] == count])
     if len(outermost) == 1:
         return outermost[0]
-    if len(outermost) > 1:
-        first_blocks = {path: module_at(model, path + ".0") for path in outermost}
+    # Of several that fit, one runs; or none fits the config, and there is one only that runs.
+    candidates = outermost or [path for path in _outermost(list(sizes)) if sizes[path] > 1]
+    if candidates:
+        first_blocks = {path: module_at(model, path + ".0") for path in candidates}
         fired = [path for path, _ in _trace(model, first_blocks, sequence)]
         if len(set(fired)) == 1:
             return fired[0]
-    sizes = {path: len(module) for path, module in lists if len(module)}
     there = ", ".join(f"{path} ({sizes[path]})" for path in _outermost(list(sizes))) or "none"
     problem = "Several lists of modules" if outermost else "No list of modules"
     raise ModelError(

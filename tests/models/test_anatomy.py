@@ -107,7 +107,15 @@ def test_where_no_fitting_list_runs_it_is_an_error() -> None:
         find_anatomy(OwnModel({"layers": 2, "others": 2, "third": 3}, runs=("third",)))
 
 
-@pytest.mark.parametrize(("lists", "there"), [({"layers": 3}, r"layers \(3\)"), ({}, "none")])
+def test_where_no_list_fits_the_config_the_only_one_that_runs_holds_the_blocks() -> None:
+    assert find_anatomy(OwnModel({"layers": 3}, runs=("layers",))).blocks_path == "layers"
+    assert find_anatomy(OwnModel({"tower": 4, "layers": 3}, runs=("layers",))).blocks_path == "layers"
+
+
+@pytest.mark.parametrize(
+    ("lists", "there"),
+    [({"layers": 3, "others": 4}, r"layers \(3\), others \(4\)"), ({"layers": 1}, r"layers \(1\)"), ({}, "none")],
+)
 def test_where_no_list_fits_the_config_it_is_an_error_that_says_what_there_is(
     lists: dict[str, int], there: str
 ) -> None:

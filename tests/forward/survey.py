@@ -1,0 +1,365 @@
+"""A survey of every architecture of transformers' causal-LM mapping: `python -m tests.forward.survey [NAME …]`.
+
+Each is made tiny and checked in a forked child of its own, with a limit of time and of address space, so that one that
+hangs or eats memory costs itself alone. One JSON line per architecture: `ok`, or a short cause, for each check.
+`--markdown FILE` also writes a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import json
+import os
+import resource
+import select
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
+
+import probekit
+from tests.forward.tiny import FIRST_PLAIN_ID, make, tiny
+
+SECONDS = 30
+BYTES = 6 << 30
+CHECKS = ("built", "subject", "capture", "edit", "layer map", "gradients", "early stop", "clean", "decode")
+IDS = torch.tensor([[25, 37, 23, 64, 29], [70, 28, 28, 41, 22]])
+assert int(IDS.min()) >= FIRST_PLAIN_ID
+
+Record = dict[str, Any]
+Note = Callable[[str, Any], None]
+
+
+# --- one architecture ------------------------------------------------------------------------------------------------
+
+
+class Checks:
+    """The checks of one model against hooks and forwards of the survey's own."""
+
+    def __init__(self, model: nn.Module, subject: probekit.Subject, note: Note) -> None:
+        self.model = model
+        self.subject = subject
+        self.note = note
+        self.blocks = subject.anatomy.blocks
+        self.width = 1
+        self.ids = IDS if subject.conditioned_on_ids else None
+
+    def run(self, hooks_before: list[Any], logits_before: torch.Tensor | None) -> None:
+        checks: dict[str, Callable[[], str]] = {
+            "capture": self.capture,
+            "edit": self.edit,
+            "layer map": self.layer_map,
+            "gradients": self.gradients,
+            "early stop": lambda: self.early_stop(logits_before),
+            "decode": self.decode,
+            "clean": lambda: "ok" if hooks(self.model) == hooks_before else "hooks are left",
+        }
+        for name, check in checks.items():
+            self.note(name, outcome(check))
+
+    def capture(self) -> str:
+        sites = {"block.0": self.blocks[0], "block.-1": self.blocks[-1]}
+        with reading(sites) as seen:
+            plain_logits(self.model)
+        captured = self.subject.capture(IDS, list(sites))
+        self.note("shape", list(captured["block.-1"].shape))
+        self.width = captured["block.0"].shape[-1]
+        self.note("calls", [len(seen[site]) for site in sites])
+        # Where a block runs several times in a forward, the activation is the first.
+        return joined(f"{site}: {difference(captured[site], seen[site][0])}" for site in sites)
+
+    def edit(self) -> str:
+        before = plain_logits(self.model)
+        # A scale alone is lost where the next block begins with a norm that nothing goes around, as in minimax.
+        for factor in (torch.tensor(0.5), torch.linspace(0.5, 1.0, self.width)):
+            with self.subject.edit("block.0", partial(torch.mul, factor)):
+                edited = plain_logits(self.model)
+            with scaling(self.blocks[0], factor):
+                expected = plain_logits(self.model)
+            if (outcome := difference(edited, expected)) != "ok":
+                return f"against a hook that writes in place: {outcome}"
+            if not torch.allclose(before, edited, rtol=1e-4, atol=1e-6):
+                return "ok"
+        return "the logits do not change"
+
+    def layer_map(self) -> str:
+        expected = self.subject.capture(IDS, ["block.-1"])["block.-1"]
+        with torch.no_grad():
+            mapped = self.subject.layer_map("block.-1", self.ids)(self.subject.embed(IDS))
+        return difference(mapped, expected)
+
+    def gradients(self) -> str:
+        embeddings = self.subject.embed(IDS).requires_grad_()
+        activation = self.subject.layer_map("block.-1", self.ids)(embeddings)
+        sequence_axes = [axis for axis, size in enumerate(activation.shape) if size == IDS.shape[1]]
+        if len(sequence_axes) == 1:  # else it is not known which axis it is, and every position is read
+            activation = activation.select(sequence_axes[0], -1)
+        direction = torch.randn(activation.shape, generator=torch.Generator().manual_seed(1))
+        (gradient,) = torch.autograd.grad((activation * direction).sum(), embeddings)
+        if not bool(torch.isfinite(gradient).all()):
+            return "not finite"
+        reached = int((gradient.abs().amax(-1) > 0).all(0).sum())
+        self.note("positions", reached)
+        return "ok" if reached else "all zero"
+
+    def early_stop(self, logits_before: torch.Tensor | None) -> str:
+        if self.blocks[0] is self.blocks[-1]:
+            return "only one block"
+        with reading({"last": self.blocks[-1]}) as seen:
+            self.subject.capture(IDS, ["block.0"])
+        if seen["last"]:
+            return "the last block ran"
+        if logits_before is None:
+            return "no logits to compare"
+        return difference(plain_logits(self.model), logits_before)
+
+    def decode(self) -> str:
+        decoded = self.subject.decode(self.subject.embed(IDS))
+        if decoded.shape != (*IDS.shape, 5) or decoded.is_floating_point():
+            return f"{decoded.dtype} {tuple(decoded.shape)}"
+        self.note("round trip", float((decoded[..., 0] == IDS).float().mean()))
+        return "ok"
+
+
+def examine(name: str, note: Note) -> None:
+    """Run every check on one architecture, telling `note` each result as soon as it is known."""
+    config_class = CONFIG_MAPPING[name]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    note("class", model_class.__name__)
+    made: list[Any] = []
+
+    def built() -> str:
+        made.append(make(model_class, tiny(config_class)))
+        return "ok"
+
+    def subject() -> str:
+        made.append(probekit.Subject(made[0]))
+        return "ok"
+
+    note("built", outcome(built))
+    if not made:
+        return
+    model: nn.Module = made[0]
+    note("parameters", sum(parameter.numel() for parameter in model.parameters()))
+    hooks_before = hooks(model)
+    logits_before: torch.Tensor | None = None
+    try:
+        logits_before = plain_logits(model)
+        note("forward", "ok" if bool(torch.isfinite(logits_before).all()) else "logits are not finite")
+    except Exception as error:
+        note("forward", cause(error))
+    note("subject", outcome(subject))
+    if len(made) < 2:
+        note("clean", "ok" if hooks(model) == hooks_before else "hooks are left")
+        return
+    anatomy = made[1].anatomy
+    note("blocks", anatomy.blocks_path)
+    note("count", len(anatomy.blocks))
+    note("embedding", anatomy.embedding_path)
+    note("norm", anatomy.norm_path)
+    note("unembedding", anatomy.unembedding_path)
+    note("conditioned on ids", made[1].conditioned_on_ids)
+    Checks(model, made[1], note).run(hooks_before, logits_before)
+
+
+def outcome(check: Callable[[], str]) -> str:
+    try:
+        return check()
+    except Exception as error:
+        return cause(error)
+
+
+def cause(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The first line of a validation error only says that it is one.
+    first = lines[1] if lines and lines[0].endswith(":") and len(lines) > 1 else (lines or [""])[0]
+    return f"{type(error).__name__}: {first}"
+
+
+def difference(actual: torch.Tensor, expected: torch.Tensor) -> str:
+    """`ok` where two tensors are close, else what is not."""
+    if actual.shape != expected.shape:
+        return f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    if torch.allclose(actual.float(), expected.float(), rtol=1e-4, atol=1e-5, equal_nan=True):
+        return "ok" if bool(torch.isfinite(actual).all()) else "not finite"
+    return f"differs by {float((actual - expected).abs().max()):.2g}"
+
+
+def joined(parts: Iterable[str]) -> str:
+    return "; ".join(part for part in parts if not part.endswith(": ok")) or "ok"
+
+
+def plain_logits(model: nn.Module) -> torch.Tensor:
+    """The scores of a forward on token ids alone."""
+    parameters = inspect.signature(type(model).forward).parameters
+    takes_cache = "use_cache" in parameters or any(part.kind is part.VAR_KEYWORD for part in parameters.values())
+    with torch.no_grad():
+        output = model(input_ids=IDS, **({"use_cache": False} if takes_cache else {}))
+    logits: torch.Tensor = output.logits if hasattr(output, "logits") else output[0]
+    return logits.clone()
+
+
+@contextlib.contextmanager
+def reading(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """What each of these modules returns while open, call by call, read by hooks of the survey's own."""
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen[name].append((output if isinstance(output, torch.Tensor) else output[0]).detach().clone())
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def scaling(module: nn.Module, factor: torch.Tensor) -> Iterator[None]:
+    """The activation of a module multiplied in place while open, whatever it is returned in."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        (output if isinstance(output, torch.Tensor) else output[0]).mul_(factor)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def hooks(model: nn.Module) -> list[Any]:
+    """Every hook of every module, by its dictionary and key."""
+    return [
+        (path, kind, key, id(hook))
+        for path, module in model.named_modules()
+        for kind, found in vars(module).items()
+        if kind.endswith("_hooks") and isinstance(found, dict)
+        for key, hook in found.items()
+    ]
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def survey(names: Iterable[str]) -> Iterator[Record]:
+    """The record of each architecture, as soon as it is done."""
+    _warm_up()
+    for name in names:
+        yield _in_child(name)
+
+
+def _warm_up() -> None:
+    """One forward in the parent: what transformers and torch import only when they run, no child imports again."""
+    torch.set_num_threads(1)  # the threads of a pool would not live on in a forked child
+    examine("gemma3_text", lambda key, value: None)
+
+
+def _in_child(name: str) -> Record:
+    reading_end, writing_end = os.pipe()
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os.close(reading_end)
+        with os.fdopen(writing_end, "w") as pipe:
+            _child(name, pipe)
+        os._exit(0)
+    os.close(writing_end)
+    record: Record = {"name": name}
+    with os.fdopen(reading_end, "rb") as pipe:
+        record |= _read(pipe.fileno(), started + SECONDS)
+    late = time.monotonic() - started >= SECONDS
+    if late:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    ended = record.pop("survey", None)
+    if late or status:
+        ended = f"took more than {SECONDS} s" if late else f"ended with status {status}"
+    if ended:  # the first check without a result is the one it ended in
+        record[next((check for check in CHECKS if check not in record), "clean")] = ended
+    return {**record, "seconds": round(time.monotonic() - started, 2)}
+
+
+def _child(name: str, pipe: IO[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+
+    def note(key: str, value: Any) -> None:
+        pipe.write(json.dumps({key: value}) + "\n")
+        pipe.flush()
+
+    with contextlib.redirect_stdout(None):  # a model's own printing is no record
+        try:
+            examine(name, note)
+        except Exception as error:
+            note("survey", cause(error))  # the survey's own failure
+
+
+def _read(descriptor: int, deadline: float) -> Record:
+    """The notes of a child, up to its end or the deadline."""
+    received = b""
+    while (left := deadline - time.monotonic()) > 0 and select.select([descriptor], [], [], left)[0]:
+        chunk = os.read(descriptor, 1 << 16)
+        if not chunk:
+            break
+        received += chunk
+    record: Record = {}
+    for line in received.decode().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that was cut
+            record |= json.loads(line)
+    return record
+
+
+def table(records: list[Record]) -> str:
+    """The records as a Markdown table, with how many passed each check above it."""
+    passed = Counter(check for record in records for check in CHECKS if record.get(check) == "ok")
+    lines = [f"transformers {transformers.__version__}, {len(records)} architectures.", ""]
+    lines += [f"- {check}: {passed[check]} of {len(records)}" for check in CHECKS]
+    columns = ("name", "class", "blocks", "shape", *CHECKS)
+    lines += ["", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for record in records:
+        cells = [_cell(record.get(column, "–")) for column in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    text = str(value).replace("|", "\\|")
+    return text if len(text) <= 120 else text[:119] + "…"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Check probekit on every architecture of transformers.")
+    parser.add_argument("names", nargs="*", help="names in the causal-LM mapping; all of them by default")
+    parser.add_argument("--markdown", type=Path, help="write a table to this file")
+    options = parser.parse_args()
+    records = []
+    for record in survey(options.names or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)):
+        print(json.dumps(record), flush=True)
+        records.append(record)
+    if options.markdown:
+        options.markdown.write_text(table(records), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
