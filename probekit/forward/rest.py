@@ -5,7 +5,7 @@ With dropout on where that is asked for, which is training mode and nothing else
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,19 +24,25 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     without gradients, for a kernel that has no gradient.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    repacking: list[Any] = [part for part in model.modules() if vars(part).get("support_avx512bf16_for_cpu")]
+    repacking = [part for part in model.modules() if vars(part).get("support_avx512bf16_for_cpu")]
+    with (
+        _switched(repacking, "support_avx512bf16_for_cpu", False),
+        _switched(trainable, "requires_grad", False),
+        evaluating(model),
+    ):
+        yield
+
+
+@contextmanager
+def _switched(parts: Sequence[Any], flag: str, on: bool) -> Iterator[None]:
+    """A flag of these, which is the other way in all of them, turned while open."""
     try:
-        for module in repacking:
-            module.support_avx512bf16_for_cpu = False
-        for parameter in trainable:
-            parameter.requires_grad = False
-        with evaluating(model):
-            yield
+        for part in parts:
+            setattr(part, flag, on)
+        yield
     finally:
-        for module in repacking:
-            module.support_avx512bf16_for_cpu = True
-        for parameter in trainable:
-            parameter.requires_grad = True
+        for part in parts:
+            setattr(part, flag, not on)
 
 
 @contextmanager
@@ -59,18 +65,9 @@ def dropping_out(model: nn.Module) -> Iterator[None]:
     checkpointed: the backward pass would compute blocks again, after the modes are given back, without their masks.
     """
     quiet = [module for module in model.modules() if not module.training and not _learns(module)]
-    checkpointing: list[Any] = [module for module in model.modules() if vars(module).get("gradient_checkpointing")]
-    try:
-        for module in checkpointing:
-            module.gradient_checkpointing = False
-        for module in quiet:
-            module.training = True
+    checkpointing = [module for module in model.modules() if vars(module).get("gradient_checkpointing")]
+    with _switched(checkpointing, "gradient_checkpointing", False), _switched(quiet, "training", True):
         yield
-    finally:
-        for module in quiet:
-            module.training = False
-        for module in checkpointing:
-            module.gradient_checkpointing = True
 
 
 def _learns(module: nn.Module) -> bool:

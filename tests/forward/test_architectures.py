@@ -20,6 +20,7 @@ from torch import nn
 import probekit
 from probekit.errors import UsageError
 from probekit_plugins.jacobian import Jacobian
+from tests.forward.tiny import make
 
 SIZES = {
     "vocab_size": 80,
@@ -60,13 +61,7 @@ class Architecture:
         name = self.name.split("-")[0]
         config_class = getattr(transformers, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")
         suffix = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: nn.Module = getattr(transformers, name + suffix)(config_class(**self.config))
-            for parameter in model.parameters():  # initial zeros and ones hide what a part does
-                parameter.data += 0.05 * torch.randn_like(parameter)
-        # Frozen, as `load` leaves a model: on some processors the kernel of a convolution depends on it.
-        return model.eval().requires_grad_(False)
+        return make(getattr(transformers, name + suffix), config_class(**self.config))
 
 
 def llama_like(name: str, config: dict[str, Any], norm: str = "model.norm") -> Architecture:

@@ -13,8 +13,9 @@ from pathlib import Path
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tests.forward.survey import CHECKS
+
 ROOT = Path(__file__).parents[2]
-CHECKS = ("built", "subject", "capture", "edit", "layer map", "gradients", "early stop", "clean", "decode")
 KNOWN = {
     "blt": "three stacks, and no number of layers in its config: declare model.global_transformer.layers",
     "cpmant": "puts 32 tokens of its own before the prompt's",

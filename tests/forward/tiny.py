@@ -184,7 +184,9 @@ def _without_timm(vision_config: PretrainedConfig) -> PretrainedConfig:
 
 
 def make(model_class: type[nn.Module], config: PretrainedConfig) -> nn.Module:
-    """A model with random weights, in eval mode and frozen, as `probekit.load` leaves one."""
+    """A model with random weights, in eval mode and frozen, as `probekit.load` leaves one: on some processors the
+    kernel of a convolution depends on it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class(_of_class(config, getattr(model_class, "config_class", None)))

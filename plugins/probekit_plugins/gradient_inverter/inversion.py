@@ -13,11 +13,12 @@ from probekit import AnalysisError, Result, UsageError
 from probekit_plugins.batches import in_parts, notes_on_rows
 from probekit_plugins.gradient_inverter.masks import Masks, notes_on_dropout
 from probekit_plugins.gradient_inverter.next_tokens import asked, notes_on_asked
-from probekit_plugins.gradient_inverter.objective import Map, Objective, at_least_single, matched_positions, site_map
+from probekit_plugins.gradient_inverter.objective import Map, Objective, matched_positions, site_map
 from probekit_plugins.gradient_inverter.optimizers import make, rate_at
 from probekit_plugins.gradient_inverter.ranks import Frequencies, Ranks
 from probekit_plugins.gradient_inverter.scoring import Figures, ratio, store, summarise
 from probekit_plugins.gradient_inverter.spaces import Space, allowed_tokens, decode
+from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import UsageError
+from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
     from probekit import Prompt, Subject
     from probekit_plugins.gradient_inverter import GradientInverterOptions
 
 Map = Callable[[torch.Tensor], torch.Tensor]
-
-
-def at_least_single(values: torch.Tensor) -> torch.Tensor:
-    """The same in fp32, or in fp64 if that is what they are: what a narrower model computes is added up in fp32."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def site_map(subject: Subject, site: str, options: GradientInverterOptions, input_ids: torch.Tensor | None) -> Map:

@@ -12,6 +12,7 @@ import torch
 
 from probekit import Result, TokenSequence
 from probekit_plugins.jacobian import Jacobian, bidiagonalise, dense
+from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
@@ -56,8 +57,7 @@ class Place:
 
     def __init__(self, subject: Subject, prompt: Prompt, site: str) -> None:
         self.layer_map = subject.layer_map(site, input_ids=prompt.input_ids if subject.conditioned_on_ids else None)
-        embeddings = subject.embed(prompt.input_ids)[0]
-        self.embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        self.embeddings = at_least_single(subject.embed(prompt.input_ids)[0])
         with torch.no_grad():
             activation = self.layer_map(self.embeddings[None])
         subject.check_finite(activation, f"The activation at {site}")

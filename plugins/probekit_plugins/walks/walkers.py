@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from probekit_plugins.precision import at_least_single
+
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
 
@@ -32,9 +34,7 @@ class Walkers:
         self._ids = ids.repeat_interleave(count, 0)
         embeddings = subject.embed(ids)
         subject.check_finite(embeddings, "The token embedding")
-        # Walked in fp32 at least, whatever the precision of the model.
-        precision = embeddings.dtype if embeddings.dtype == torch.float64 else torch.float32
-        embeddings = embeddings.to(precision)
+        embeddings = at_least_single(embeddings)
         self.embeddings = embeddings.repeat_interleave(count, 0)
         self.layer_map = subject.layer_map(site, input_ids=ids if subject.conditioned_on_ids else None)
         with torch.no_grad():

@@ -147,7 +147,7 @@ def _one(page: Page, expectation: Expectation, judgements: list[Judgement]) -> N
     measured = [judgement for judgement in judgements if judgement.figures]
     if not measured:
         return
-    each = any(judgement.value is not None for judgement in judgements)
+    each = expectation.each is not None
     page.table(
         [*([str(expectation.each)] if each else []), "figure", "run", "values", "median (least – greatest)"],
         [
