@@ -17,10 +17,11 @@ from torch import nn
 
 from probekit import forward
 from probekit.decoding import decoders
-from probekit.errors import AnalysisError, ModelError, UsageError, nearest
-from probekit.forward.rest import resting, stand_in_ids
-from probekit.models.anatomy import Anatomy, find_anatomy, neutral_token, text_config
+from probekit.errors import AnalysisError, UsageError, nearest
+from probekit.forward.rest import resting
+from probekit.models.anatomy import Anatomy, find_anatomy
 from probekit.models.loading import LoadedModel, load_model
+from probekit.models.passes import context_of, padding_token
 from probekit.models.spec import ModelSpec, parse_spec
 from probekit.models.tokens import decode_text, encode_text, token_strings
 
@@ -54,32 +55,36 @@ class Subject:
         self.facts: dict[str, Any] = dict(facts or {})
         self._settled = settled
         self.anatomy: Anatomy = find_anatomy(self.model, anatomy)
-        self.conditioned_on_ids = self._check_substitution()
+        self._probe = forward.probe_ids(self.model, self.anatomy)
+        self._layout = forward.Layout(self.model, self.anatomy, settled)
+        self._padding = forward.Padding(self.model, self.anatomy, settled)
+        self._head_fits = False
+        self.conditioned_on_ids: bool = forward.is_conditioned_on_ids(
+            self.model, self._probe, self._first_block, self._first_block_mapped
+        )
 
     # --- what the model is -------------------------------------------------------------------------------------------
 
     @cached_property
     def width(self) -> int:
         """The width `d` of the token embeddings."""
-        return int(self.embed(torch.full((1, 1), neutral_token(self.model))).shape[-1])
+        return int(self.embed(self._probe).shape[-1])
 
     @cached_property
     def vocabulary(self) -> int:
         """The number of rows `V` of the token embedding."""
-        matrix = getattr(self.anatomy.embedding, "weight", None)
-        return int(matrix.shape[0]) if matrix is not None else int(text_config(self.model).vocab_size)
+        return forward.vocabulary_size(self.model, self.anatomy)
 
-    @property
+    @cached_property
     def context(self) -> int | None:
         """The longest sequence the model was made for, or None if its config does not say."""
-        length = getattr(text_config(self.model), "max_position_embeddings", None)
-        return length if isinstance(length, int) and length > 0 else None
+        return context_of(self.model)
 
     @property
     def has_logits(self) -> bool:
         """Whether the site `logits` is a row of scores, one for each token: not of a model without a head."""
         generates = getattr(self.model, "can_generate", lambda: False)()
-        return bool(generates) or self.anatomy.unembedding is not None
+        return len(self.anatomy.tables) == 1 and (bool(generates) or self.anatomy.unembedding is not None)
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +102,19 @@ class Subject:
         """
         return forward.expand_sites(self.model, self.anatomy, grammar)
 
+    def axes(self, site: str) -> tuple[str | int, ...]:
+        """What the axes of that site's module output are, in its own order: `('batch', 'sequence', 768)`.
+
+        A number is the size of an axis that depends on no prompt: `('batch', 'sequence', 4, 32)` has four streams. A
+        model may work on another length than the prompt's: `'3 × sequence'`, `'32 + sequence'`.
+
+        The activations of blocks are always `[batch, sequence, width]` where these two axes are found: at the prompt's
+        own positions, all other axes joined in the width. Those of module paths are what the module returns, except in
+        models whose blocks have another order. Measured by three small forwards up to the site. Raises UsageError for
+        an unknown site.
+        """
+        return self._layout.axes(forward.find_site(self.model, self.anatomy, site)).names
+
     # --- tokens ------------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, special_tokens: bool = True) -> torch.Tensor:
@@ -108,18 +126,23 @@ class Subject:
     def check_ids(self, ids: Sequence[int], what: str = "the prompt") -> torch.Tensor:
         """Token ids as a `[1, sequence]` tensor.
 
-        Raises UsageError if there are none, if one is outside the vocabulary, if they are longer than the context, or
-        if the model takes another number of them.
+        Raises UsageError if there are none, if one is outside the vocabulary, if they are longer than the context, if
+        the model takes another number of them, or if one is padding and the model reads where padding stands.
         """
         if not ids:
             raise UsageError(f"The prompt {what} has no tokens; give a prompt with at least one.")
+        if self._reads_padding and padding_token(self.model) in ids:
+            raise UsageError(
+                f"The prompt {_short(what)} has the padding token {padding_token(self.model)}, and this model takes "
+                "positions or masks from where padding stands; leave it out of the prompt."
+            )
         outside = [index for index in ids if not 0 <= index < self.vocabulary]
         if outside:
             raise UsageError(
                 f"The token id {outside[0]} is outside the vocabulary of this model; "
                 f"ids go from 0 to {self.vocabulary - 1}."
             )
-        shown = what if len(what) <= 60 else what[:60] + "…"
+        shown = _short(what)
         taken = self.anatomy.sequence
         if taken is not None and len(ids) != taken:
             raise UsageError(
@@ -131,6 +154,17 @@ class Subject:
                 f"The prompt {shown} has {len(ids)} tokens, but the model's context is {self.context}; shorten it."
             )
         return torch.tensor([list(ids)], device=self.device)
+
+    def batch(self, prompts: Sequence[Sequence[int] | torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts of unequal length as one batch: token ids and attention mask, both `[batch, longest]`.
+
+        Padded on the right, where no causal model lets it change a prompt's own activations. Raises UsageError as
+        `check_ids` does.
+        """
+        rows = [prompt.flatten().tolist() if isinstance(prompt, torch.Tensor) else list(prompt) for prompt in prompts]
+        if not rows:
+            raise UsageError("There are no prompts to make a batch of; give at least one.")
+        return forward.padded(self.model, [self.check_ids(row) for row in rows], self.device)
 
     def tokens(self, ids: Sequence[int] | torch.Tensor) -> list[str]:
         """The text of each token on its own, with its leading space; `<7>` without a tokenizer."""
@@ -149,7 +183,9 @@ class Subject:
         d]`.
         """
         with torch.no_grad(), resting(self.model, self._settled):
-            embeddings: torch.Tensor = self.anatomy.embedding(input_ids.to(self.device))
+            ids = input_ids.to(self.device)
+            first, *more = (table(ids) for table in self.anatomy.tables)
+        embeddings: torch.Tensor = sum(more, first)
         return embeddings
 
     def capture(
@@ -161,14 +197,17 @@ class Subject:
         """The activation at each site, under the name it was asked by, detached; one forward, stopped at the deepest
         site.
 
-        `input_ids` are `[batch, sequence]`, activations `[batch, sequence, width]`. Raises UsageError for an unknown
-        site.
+        `input_ids` are `[batch, sequence]`, activations `[batch, sequence, width]`, in whatever order the model keeps
+        its axes. Where the mask hides padding, a prompt has the activations that it has alone. Raises UsageError for an
+        unknown site, or if the model does not give it those.
         """
         if not sites:
             return {}
-        found = {name: forward.find_site(self.model, self.anatomy, name) for name in sites}
+        found = {name: self._layout.site(name) for name in sites}
+        positions = attention_mask is not None and self._padding.check(found, input_ids, attention_mask, self.device)
         with resting(self.model, self._settled):
-            return forward.capture(self.model, found, input_ids.to(self.device), attention_mask)
+            ids = self.anatomy.rows(input_ids.to(self.device))
+            return forward.capture(self.model, found, ids, attention_mask, positions)
 
     def layer_map(
         self,
@@ -184,17 +223,22 @@ class Subject:
         generator, so that `torch.manual_seed` before a call decides them, and gradients go through the masks of the
         call.
 
-        Raises UsageError for an unknown site, or if the blocks of this model read the token ids again and none are
-        given.
+        Raises UsageError for an unknown site, if the blocks of this model read the token ids again and none are given,
+        or if the mask hides padding and the model does not give a padded prompt what it has alone.
         """
         if self.conditioned_on_ids and input_ids is None:
             raise UsageError("Blocks of this model read the token ids again, so its layer map needs `input_ids`.")
-        found = forward.find_site(self.model, self.anatomy, site)
-        return forward.LayerMap(self.model, self.anatomy, found, input_ids, attention_mask, self._settled, dropout)
+        found = self._layout.site(site)
+        sites = {found.name: found}
+        positions = attention_mask is not None and self._padding.check(sites, input_ids, attention_mask, self.device)
+        parts = (self.model, self.anatomy, self._layout, found)
+        return forward.LayerMap(*parts, input_ids, attention_mask, self._settled, dropout, positions)
 
     def edit(self, site: str, function: Callable[[torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
-        """Replace the activation `a` at a site by `function(a)` while the returned context is open."""
-        return forward.edited(forward.find_site(self.model, self.anatomy, site), function)
+        """Replace the activation `a`, `[batch, sequence, width]`, at a site by `function(a)` while the returned context
+        is open. Raises UsageError for an unknown site.
+        """
+        return forward.edited(self._layout.site(site), function)
 
     def generate(
         self, input_ids: torch.Tensor, seed: int = 0, logits_processor: Sequence[Any] = (), **settings: Any
@@ -214,37 +258,25 @@ class Subject:
         with resting(self.model, self._settled):
             return forward.generate(self.model, input_ids.to(self.device), seed, logits_processor, settings)
 
-    @cached_property
+    @property
     def head_width(self) -> int | None:
         """The width of what `unembed` reads; None if there is no head, or more than a norm before it."""
-        weight = getattr(self.anatomy.unembedding, "weight", None)
-        if weight is None:
-            return None
-        width = int(getattr(self.anatomy.unembedding, "in_features", weight.shape[-1]))
-        normed = getattr(self.anatomy.norm, "weight", None)
-        return width if normed is None or normed.shape[-1] == width else None
+        width = forward.head_width(self.anatomy)
+        if width is not None and not self._head_fits:  # asked again where it did not: an edit may have been open
+            with resting(self.model, self._settled):
+                self._head_fits = forward.reads_the_last_block(self.model, self.anatomy, self._layout)
+        return width if self._head_fits else None
 
     def unembed(self, activation: torch.Tensor, norm: bool = True) -> torch.Tensor:
         """The model's head on an activation: `unembedding(norm(a))`, `[…, width]` → logits `[…, V]`; differentiable.
 
         `norm=False` leaves the final norm out, as the source page does. What a model does to its logits after the head
         (a soft cap, a scale) is left out: read the site `logits` for that. Raises ModelError if the model has no head,
-        or a projection before it, UsageError if the activation's width is not the head's.
+        or more before it than its final norm, UsageError if the activation's width is not the head's.
         """
-        head, kind = self.anatomy.unembedding, type(self.model).__name__
-        if head is None:
-            raise ModelError(f"{kind} has no unembedding.")
-        if self.head_width is None:
-            raise ModelError(f"{kind} projects its activations before the head; use the site 'logits' instead.")
-        if activation.shape[-1] != self.head_width:
-            raise UsageError(f"The head reads activations of width {self.head_width}, not {activation.shape[-1]}.")
-        dtype = next(head.parameters()).dtype
+        width = self.head_width
         with resting(self.model, self._settled):
-            states = activation.to(dtype) if dtype.is_floating_point else activation
-            if norm and self.anatomy.norm is not None:
-                states = self.anatomy.norm(states)
-            logits: torch.Tensor = head(states)
-        return logits
+            return forward.unembed(self.anatomy, type(self.model).__name__, width, activation, norm)
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
@@ -325,26 +357,28 @@ class Subject:
             f"{what} is NaN or infinite, though the weights are finite; a wider dtype (--dtype float32) may help."
         )
 
-    def _check_substitution(self) -> bool:
-        """Whether the first block gets the same from substituted embeddings as from their ids; True if it needs the
-        ids too.
-        """
-        count = self.anatomy.sequence or min(4, self.vocabulary, self.context or 4)
-        # The last rows of the embedding, from the end again where a sequence is longer than the vocabulary.
-        ids = torch.arange(self.vocabulary - count, self.vocabulary, device=self.device)[None] % self.vocabulary
-        site = forward.find_site(self.model, self.anatomy, "block.0")
-        embeddings = self.embed(ids)
-        plain = self.capture(ids, ["block.0"])["block.0"]
-        for given, conditioned in ((stand_in_ids(self.model, 1, count, self.device), False), (ids, True)):
-            layer_map = forward.LayerMap(self.model, self.anatomy, site, given, None, self._settled)
-            with torch.no_grad():
-                substituted = layer_map(embeddings)
-            if torch.allclose(plain.float(), substituted.float(), rtol=1e-4, atol=1e-5, equal_nan=True):
-                return conditioned
-        raise ModelError(
-            f"Substituting token embeddings in {type(self.model).__name__} does not give what its plain forward gives, "
-            "so probekit cannot analyse it; declare the right embedding with the hook probekit_anatomy."
-        )
+    def _first_block(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.capture(input_ids, ["block.0"])["block.0"]
+
+    def _first_block_mapped(self, input_ids: torch.Tensor, beside: torch.Tensor | None) -> torch.Tensor:
+        """The activation at the first block of a prompt's embeddings, with these ids, or none, beside them."""
+        parts = (self.model, self.anatomy, self._layout, self._layout.site("block.0"))
+        with torch.no_grad():
+            return forward.LayerMap(*parts, beside, settled=self._settled)(self.embed(input_ids))
+
+    @cached_property
+    def _reads_padding(self) -> bool:
+        """Whether a padding token within a prompt changes more than its own embedding: positions, or masks."""
+        padding = padding_token(self.model)
+        if padding is None or padding >= self.vocabulary or self._probe.shape[1] < 3 or self.conditioned_on_ids:
+            return False
+        ids = self._probe.clone()
+        ids[0, 1] = padding
+        return not forward.close(self._first_block(ids), self._first_block_mapped(ids, None))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 class _Unembedding:
@@ -369,7 +403,18 @@ def load(name: str | os.PathLike[str] = "demo", *, plugins: Plugins | None = Non
 
 def load_spec(spec: ModelSpec, plugins: Plugins | None = None) -> Subject:
     """Load what a model spec says, with the loaders and anatomies of plugins."""
-    loaded: LoadedModel = load_model(spec, plugins)
-    declared = plugins.first("probekit_anatomy", model=loaded.model) if plugins else None
-    declared = {**(declared or {}), **({"blocks": spec.blocks} if spec.blocks else {})}
+    return subject_of(load_model(spec, plugins), spec, plugins)
+
+
+def subject_of(loaded: LoadedModel, spec: ModelSpec, plugins: Plugins | None = None) -> Subject:
+    """The subject of a model that is loaded, with the anatomy that a plugin or the spec declares."""
+    declared = declared_anatomy(loaded.model, spec, plugins)
     return Subject(loaded.model, loaded.tokenizer, anatomy=declared, facts=loaded.facts, settled=True)
+
+
+def declared_anatomy(
+    model: nn.Module, spec: ModelSpec, plugins: Plugins | None = None
+) -> Mapping[str, str | int | None]:
+    """What a plugin declares of a model's anatomy, and over it what the spec does."""
+    declared = plugins.first("probekit_anatomy", model=model) if plugins else None
+    return {**(declared or {}), **({"blocks": spec.blocks} if spec.blocks else {})}

@@ -3,11 +3,39 @@
 Functions of a model and its anatomy. Every hook goes on in a context manager and comes off on every path out.
 """
 
+from probekit.forward.axes import Axes
 from probekit.forward.capture import capture
 from probekit.forward.edit import edited
 from probekit.forward.generation import generate
+from probekit.forward.head import head_width, reads_the_last_block, unembed
 from probekit.forward.layer_map import LayerMap
+from probekit.forward.layout import Layout, measure_axes, probe_ids, probe_length, vocabulary_size
+from probekit.forward.padding import Padding, padded
 from probekit.forward.rest import at_rest
 from probekit.forward.sites import Site, expand_sites, find_site, site_names
+from probekit.forward.substitution import close, is_conditioned_on_ids
 
-__all__ = ["LayerMap", "Site", "at_rest", "capture", "edited", "expand_sites", "find_site", "generate", "site_names"]
+__all__ = [
+    "Axes",
+    "LayerMap",
+    "Layout",
+    "Padding",
+    "Site",
+    "at_rest",
+    "capture",
+    "close",
+    "edited",
+    "expand_sites",
+    "find_site",
+    "generate",
+    "head_width",
+    "is_conditioned_on_ids",
+    "measure_axes",
+    "padded",
+    "probe_ids",
+    "probe_length",
+    "reads_the_last_block",
+    "site_names",
+    "unembed",
+    "vocabulary_size",
+]

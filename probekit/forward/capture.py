@@ -10,7 +10,7 @@ from torch import nn
 
 from probekit.errors import ModelError
 from probekit.forward.rest import forward
-from probekit.forward.sites import Site, read
+from probekit.forward.sites import Site
 
 
 class Reached(BaseException):
@@ -25,19 +25,20 @@ def capture(
     sites: Mapping[str, Site],
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
+    positions: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The activation of each site, detached, under the name it was asked by; one forward, stopped at the deepest.
 
     Which site is deepest is not assumed: the pass ends when the last one has been read, in whatever order they run.
-    Raises ModelError if a site never ran.
+    `positions` as in `forward`. Raises ModelError if a site never ran.
     """
     found: dict[str, torch.Tensor] = {}
 
-    def reader(name: str) -> Any:
+    def reader(name: str, site: Site) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if name not in found:
                 # A copy: the model may go on to write into this very tensor.
-                found[name] = read(output, name).detach().clone()
+                found[name] = site.read(output, input_ids.shape[1]).detach().clone()
             if len(found) == len(sites):
                 raise Reached
 
@@ -46,9 +47,9 @@ def capture(
     handles = []
     try:
         for name, site in sites.items():
-            handles.append(site.module.register_forward_hook(reader(name)))
+            handles.append(site.module.register_forward_hook(reader(name, site)))
         with torch.no_grad():
-            forward(model, input_ids, attention_mask)
+            forward(model, input_ids, attention_mask, positions)
     except Reached:
         pass
     finally:

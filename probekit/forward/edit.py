@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from probekit.errors import UsageError
-from probekit.forward.sites import Site, read, replace
+from probekit.forward.sites import Site
 
 
 @contextmanager
@@ -22,14 +22,14 @@ def edited(site: Site, function: Callable[[torch.Tensor], torch.Tensor]) -> Iter
     """
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        activation = read(output, site.name)
+        activation = site.read(output)
         value = function(activation.clone())
         if not isinstance(value, torch.Tensor) or value.shape != activation.shape:
             got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise UsageError(
                 f"An edit of '{site.name}' returned {got}; expected a tensor of {tuple(activation.shape)}."
             )
-        return replace(output, value.to(activation.device, activation.dtype))
+        return site.write(output, value.to(activation.device, activation.dtype))
 
     handle = site.module.register_forward_hook(hook)
     try:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
 
 from probekit.errors import UsageError, nearest
-from probekit.models.anatomy import neutral_token
+from probekit.models.passes import neutral_token
 
 
 def generate(

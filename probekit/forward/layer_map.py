@@ -19,9 +19,11 @@ from torch import nn
 
 from probekit.errors import ModelError, UsageError
 from probekit.forward.capture import Reached
+from probekit.forward.gradients import GradientsOn, noting_off
+from probekit.forward.layout import Layout
 from probekit.forward.replay import Route, hooks_of, traced
 from probekit.forward.rest import dropping_out, forward, resting, stand_in_ids
-from probekit.forward.sites import Site, read
+from probekit.forward.sites import Site
 from probekit.models.anatomy import Anatomy
 
 # A layer map replays its calls for this many shapes at most.
@@ -42,24 +44,30 @@ class LayerMap:
         self,
         model: nn.Module,
         anatomy: Anatomy,
+        layout: Layout,
         site: Site,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         settled: bool = False,
         dropout: bool = False,
+        positions: bool = False,
     ) -> None:
         self.site = site.name
         self._model = model
-        self._embedding = anatomy.embedding
-        self._module = site.module
+        self._anatomy = anatomy
+        self._layout = layout
+        self._site = site
         self._input_ids = input_ids
         self._attention_mask = attention_mask
         self._settled = settled
         self._dropout = dropout
+        self._positions = positions
         self._device = next(anatomy.embedding.parameters()).device
         # The blocks that a call may be replayed by; none where every call has to draw masks or ends inside a block.
-        replays = not dropout and any(block is site.module for block in anatomy.blocks)
+        replays = not dropout and layout.ordinary and any(block is site.module for block in anatomy.blocks)
         self._blocks = anatomy.blocks if replays else []
+        # Whether the model itself switches gradients off on the way; seen in the first call that wants them.
+        self._switches_off: bool | None = None
         # By shape, dtype and device of the embeddings; None where replaying is not the same.
         self._called: set[Any] = set()
         self._routes: dict[Any, Route | None] = {}
@@ -72,61 +80,90 @@ class LayerMap:
         with resting(self._model, self._settled), dropping:
             # Inside torch.func models make other masks.
             if not self._blocks or torch._C._functorch.is_functorch_wrapped_tensor(embeddings):
-                return self._hooked(embeddings)
+                return self._differentiable(embeddings)
             kind = (embeddings.shape, embeddings.dtype, embeddings.device)
             if kind in self._routes:
                 route = self._routes[kind]
-                return route(embeddings) if route is not None and route.is_open() else self._hooked(embeddings)
+                return route(embeddings) if route is not None and route.is_open() else self._differentiable(embeddings)
             if kind in self._called and embeddings.requires_grad and torch.is_grad_enabled():
                 activation, self._routes[kind] = self._recorded(embeddings)
                 return activation
             if len(self._called) < SHAPES:
                 self._called.add(kind)
+            return self._differentiable(embeddings)
+
+    def _differentiable(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The hooked call, with gradients also through what the model computes without them."""
+        if not (embeddings.requires_grad and torch.is_grad_enabled()):
             return self._hooked(embeddings)
+        unknown = self._switches_off is None
+        if not self._switches_off:
+            with noting_off(self._anatomy.blocks if unknown else ()) as entered:
+                activation = self._hooked(embeddings)
+            self._switches_off = bool(entered)
+        if self._switches_off:
+            with GradientsOn():
+                activation = self._hooked(embeddings)
+            if unknown:
+                self._try_backward(activation, embeddings)
+        if not activation.requires_grad:
+            raise ModelError(
+                f"No gradient goes from the embeddings to the activation at '{self.site}': it does not depend on them, "
+                "or the model detaches it. Choose another site, or read its values under torch.no_grad()."
+            )
+        return activation
+
+    def _try_backward(self, activation: torch.Tensor, embeddings: torch.Tensor) -> None:
+        """Raise ModelError if a backward pass of the model's own, as reformer's past its blocks, does not work."""
+        try:
+            torch.autograd.grad(activation.sum(), embeddings, retain_graph=True, allow_unused=True)
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            raise ModelError(
+                f"{type(self._model).__name__} computes gradients of its own and refuses them in eval mode at "
+                f"'{self.site}' ({(str(error).splitlines() or [''])[0]}); choose the site of a block."
+            ) from error
 
     def _hooked(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The model's own forward: one hook puts the embeddings in, another takes the activation out and stops."""
         activation: torch.Tensor | None = None
-        substituted = False
+        seen: set[nn.Module] = set()
+        first = self._anatomy.tables[0]
 
-        def substitute(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-            nonlocal substituted
-            if substituted:  # a model that embeds something else with the same matrix, such as token types
+        def substitute(table: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+            if table in seen:  # a model that embeds something else with the same matrix, such as token types
                 return None
-            substituted = True
-            if output.shape != embeddings.shape:
-                raise UsageError(
-                    f"Embeddings have the shape {tuple(embeddings.shape)}; the model's own have {tuple(output.shape)}."
-                )
-            # A clone: some models scale or write into their embeddings in place.
-            return embeddings.to(output.device, output.dtype).clone()
+            seen.add(table)
+            # A clone: some models scale or write into their embeddings in place. Further tables are added to the first.
+            return self._layout.put(output, embeddings).clone() if table is first else torch.zeros_like(output)
 
         def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
             nonlocal activation
-            activation = read(output, self.site)
+            activation = self._site.read(output, embeddings.shape[1])
             raise Reached
 
-        first = self._embedding.register_forward_hook(substitute)
-        second = self._module.register_forward_hook(stop)
+        handles = [table.register_forward_hook(substitute) for table in self._anatomy.tables]
         try:
-            forward(self._model, self._ids(embeddings), self._mask(embeddings))
+            handles.append(self._site.module.register_forward_hook(stop))
+            forward(self._model, self._anatomy.rows(self._ids(embeddings)), self._mask(embeddings), self._positions)
         except Reached:
             pass
         finally:
-            first.remove()
-            second.remove()
+            for handle in handles:
+                handle.remove()
         if activation is None:
             raise ModelError(f"The site '{self.site}' never ran in a forward pass of this model; choose another site.")
-        if not substituted:
+        if first not in seen:
             raise ModelError(f"The site '{self.site}' runs before the token embedding, so it is no function of it.")
         return activation
 
     def _recorded(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, Route | None]:
         """The hooked call, and its route if replaying that gives the same bits: two forward passes more."""
         if any(any(hooks_of(module)) for module in self._model.modules()):
-            return self._hooked(embeddings), None  # the hooks of others should not see passes that nobody asked for
+            return self._differentiable(
+                embeddings
+            ), None  # the hooks of others should not see passes that nobody asked for
         with traced(self._model, self._blocks) as trace:
-            activation = self._hooked(embeddings)
+            activation = self._differentiable(embeddings)
         with torch.no_grad():
             with traced(self._model, self._blocks) as zeros:
                 self._hooked(torch.zeros_like(embeddings))
@@ -140,7 +177,12 @@ class LayerMap:
     def _ids(self, embeddings: torch.Tensor) -> torch.Tensor:
         batch, sequence = embeddings.shape[:2]
         if self._input_ids is None:
-            return stand_in_ids(self._model, batch, sequence, self._device)
+            return stand_in_ids(self._model, batch, sequence, self._device, self._mask(embeddings))
+        if self._input_ids.shape[1] != sequence:
+            raise UsageError(
+                f"Embeddings have the shape {tuple(embeddings.shape)}, but the token ids beside them are "
+                f"{self._input_ids.shape[1]}; give as many."
+            )
         return self._input_ids.to(self._device).expand(batch, -1)
 
     def _mask(self, embeddings: torch.Tensor) -> torch.Tensor | None:

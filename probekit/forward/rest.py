@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probekit.models.anatomy import evaluating, neutral_token, without_cache
+from probekit.models.passes import evaluating, neutral_token, padding_token, takes, without_cache
 
 
 @contextmanager
@@ -75,12 +75,29 @@ def _learns(module: nn.Module) -> bool:
     return any("running" in name or "tracked" in name or name.endswith("_u") for name in module._buffers)
 
 
-def forward(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Any:
-    """The model's own forward on token ids, without a cache."""
-    mask = {} if attention_mask is None else {"attention_mask": attention_mask.to(input_ids.device)}
-    return model(input_ids=input_ids, **mask, **without_cache(model))
+def forward(
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, positions: bool = False
+) -> Any:
+    """The model's own forward on token ids, without a cache; without the mask where it takes none.
+
+    With `positions` it is told that each prompt's positions count from where its padding ends, as `generate` does.
+    """
+    inputs: dict[str, Any] = {}
+    if attention_mask is not None:
+        mask = attention_mask.to(input_ids.device)
+        if takes(model, "attention_mask"):
+            inputs["attention_mask"] = mask
+        if positions:
+            inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return model(input_ids=input_ids, **inputs, **without_cache(model))
 
 
-def stand_in_ids(model: nn.Module, batch: int, sequence: int, device: torch.device) -> torch.Tensor:
-    """Token ids for a forward whose embeddings are substituted: their values do not matter, but they are no padding."""
-    return torch.full((batch, sequence), neutral_token(model), device=device)
+def stand_in_ids(
+    model: nn.Module, batch: int, sequence: int, device: torch.device, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Token ids for a forward whose embeddings are substituted: of their values only where padding stands matters."""
+    ids = torch.full((batch, sequence), neutral_token(model), device=device)
+    padding = padding_token(model)
+    if attention_mask is None or padding is None:
+        return ids
+    return ids.masked_fill(attention_mask.to(device) == 0, padding)

@@ -15,15 +15,28 @@ import torch
 from torch import nn
 
 from probekit.errors import UsageError, nearest
+from probekit.forward.axes import AS_RETURNED, Axes
 from probekit.models.anatomy import Anatomy
 
 
 @dataclass(frozen=True)
 class Site:
-    """A named place and the module whose output it is. `logits` is the output of the whole model."""
+    """A named place and the module whose output it is. `logits` is the output of the whole model.
+
+    The activation is `[batch, sequence, width]` where the axes of the output are known, else what the module returns.
+    """
 
     name: str
     module: nn.Module
+    axes: Axes = AS_RETURNED
+
+    def read(self, output: Any, length: int | None = None) -> torch.Tensor:
+        """The activation in what the module returned for prompts of that length."""
+        return self.axes.arrange(read(output, self.name), length)
+
+    def write(self, output: Any, activation: torch.Tensor) -> Any:
+        """The same output with its activation replaced: the rest, the type and the order of axes are kept."""
+        return replace(output, self.axes.restore(activation, read(output, self.name)))
 
 
 def site_names(anatomy: Anatomy) -> list[str]:
@@ -60,7 +73,7 @@ def find_site(model: nn.Module, anatomy: Anatomy, name: str) -> Site:
     listed = ", ".join(site for site in known if not site.startswith("block."))
     raise UsageError(
         f"There is no site '{name}'; the sites are block.0 to block.{last}, {listed}, and module paths such as "
-        f"{anatomy.blocks_path}.0.{nearest(name, [*known, *modules])}"
+        f"{anatomy.block_paths[0]}.{nearest(name, [*known, *modules])}"
     )
 
 
@@ -88,7 +101,7 @@ def expand_sites(model: nn.Module, anatomy: Anatomy, grammar: str) -> list[str]:
 
 
 def read(output: Any, site: str) -> torch.Tensor:
-    """The activation in what a module returned: the tensor itself, the logits of a model output, or item 0."""
+    """The tensor in what a module returned: the tensor itself, the logits of a model output, or item 0."""
     value = output
     if isinstance(output, Mapping) and output:
         value = output[_activation_key(output)]

@@ -70,7 +70,7 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
         return any(isinstance(part, kinds) for part in causes)
 
     text = " ".join(str(part) for part in causes)
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first_line = first_words(error)
     if "trust_remote_code" in text:
         return f"'{name}' comes with its own model code, which is not run unless you allow it with --trust-remote-code."
     if caused_by(GatedRepoError):
@@ -94,6 +94,12 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
     if isinstance(error, RuntimeError) and ("size mismatch" in text or "mismatch" in text):
         return f"The weights of '{name}' do not fit its config: {first_line}"
     return f"'{name}' could not be loaded: {type(error).__name__}: {first_line}"
+
+
+def first_words(error: BaseException) -> str:
+    """The first line of what an error says, with the second where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def _offline() -> bool:

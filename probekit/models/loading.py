@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from probekit.errors import ModelError, UsageError
 from probekit.models.demo import DEMO_FOLDER
-from probekit.models.failures import in_sentences, quiet_libraries
+from probekit.models.failures import first_words, in_sentences, quiet_libraries
 from probekit.models.quantization import check_reading_back, keep_quantized_weights, quantization_config
 from probekit.models.spec import ModelSpec
 
@@ -42,26 +42,38 @@ def load_model(spec: ModelSpec, plugins: Plugins | None = None) -> LoadedModel:
 
     Raises ModelError with one sentence if it cannot be loaded, UsageError if the spec contradicts itself.
     """
-    _check_devices(spec)
-    provided = plugins.first("probekit_load_model", spec=spec) if plugins else None
+    provided = provided_model(spec, plugins)
     if provided is not None:
-        model, tokenizer = provided
-        facts: dict[str, Any] = {"source": "plugin", "weights_sha256": state_hash(model)}
-        if tokenizer is None:
-            facts["tokenizer"] = "none (the plugin that loads the model gives none)"
-    else:
-        source = _source(spec.name)
-        with quiet_libraries(), in_sentences(spec):
-            config = AutoConfig.from_pretrained(
-                source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-            )
-            if spec.depth is not None:
-                _cut(config, spec.depth)
-            tokenizer, missing_tokenizer = _load_tokenizer(source, spec)
-            model = _random_model(config, spec) if spec.weights == "random" else _pretrained_model(source, config, spec)
-        facts = _provenance(spec, source)
-        if missing_tokenizer:
-            facts["tokenizer"] = missing_tokenizer
+        return provided
+    source = find_source(spec.name)
+    with quiet_libraries(), in_sentences(spec):
+        config = read_config(source, spec)
+        tokenizer, missing_tokenizer = load_tokenizer(source, spec)
+        model = _random_model(config, spec) if spec.weights == "random" else _pretrained_model(source, config, spec)
+    facts = _provenance(spec, source)
+    if missing_tokenizer:
+        facts["tokenizer"] = missing_tokenizer
+    return _settled(model, tokenizer, facts, spec)
+
+
+def provided_model(spec: ModelSpec, plugins: Plugins | None) -> LoadedModel | None:
+    """The model that a plugin's own loader makes of the spec, or None if no plugin takes it for one of its own.
+
+    Raises what the loader raises, and UsageError if the spec contradicts itself.
+    """
+    check_devices(spec)
+    provided = plugins.first("probekit_load_model", spec=spec) if plugins else None
+    if provided is None:
+        return None
+    model, tokenizer = provided
+    facts: dict[str, Any] = {"source": "plugin", "weights_sha256": state_hash(model)}
+    if tokenizer is None:
+        facts["tokenizer"] = "none (the plugin that loads the model gives none)"
+    return _settled(model, tokenizer, facts, spec)
+
+
+def _settled(model: nn.Module, tokenizer: Any | None, facts: dict[str, Any], spec: ModelSpec) -> LoadedModel:
+    """The model on its device, in eval mode and frozen, with the facts that only it can tell."""
     if spec.device is not None and spec.device_map is None and spec.quantization is None:
         model = model.to(spec.device)
     model.eval()
@@ -79,7 +91,7 @@ def load_model(spec: ModelSpec, plugins: Plugins | None = None) -> LoadedModel:
     return LoadedModel(model, tokenizer, facts)
 
 
-def _source(name: str) -> str:
+def find_source(name: str) -> str:
     """The folder or hub name behind a model name. Raises ModelError if it can be neither."""
     if name == "demo":
         return str(DEMO_FOLDER)
@@ -97,7 +109,16 @@ def _source(name: str) -> str:
     return name
 
 
-def _check_devices(spec: ModelSpec) -> None:
+def read_config(source: str, spec: ModelSpec) -> Any:
+    """The config behind a source, with the first blocks only where the spec says so."""
+    config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    if spec.depth is not None:
+        _cut(config, spec.depth)
+    return config
+
+
+def check_devices(spec: ModelSpec) -> None:
+    """Raise UsageError where the spec names devices that are not there, or that contradict each other."""
     if spec.device is not None and spec.device_map is not None:
         raise UsageError("Both a device and a device map are given; give one of them.")
     if spec.max_memory is not None and spec.device_map is None:
@@ -202,7 +223,7 @@ def _cut(config: Any, depth: int) -> None:
     text.num_hidden_layers = depth
 
 
-def _load_tokenizer(source: str, spec: ModelSpec) -> tuple[Any | None, str]:
+def load_tokenizer(source: str, spec: ModelSpec) -> tuple[Any | None, str]:
     """The tokenizer, or None with the reason: prompts then have to be given as token ids."""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
@@ -214,7 +235,7 @@ def _load_tokenizer(source: str, spec: ModelSpec) -> tuple[Any | None, str]:
     except Exception as error:  # the libraries behind the many tokenizer classes raise what they like
         if "trust_remote_code" in str(error):
             raise
-        return None, f"none ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        return None, f"none ({type(error).__name__}: {first_words(error)})"
 
 
 def _provenance(spec: ModelSpec, source: str) -> dict[str, Any]:
@@ -223,9 +244,14 @@ def _provenance(spec: ModelSpec, source: str) -> dict[str, Any]:
     folder = Path(source)
     if folder.is_dir():
         return {"source": "demo" if folder == DEMO_FOLDER else "folder", "weights_sha256": weights_hash(folder)}
+    return {"source": "hub", "revision": commit(source, spec.revision)}
+
+
+def commit(source: str, revision: str | None) -> str | None:
+    """The commit on the hub that a revision stands for, as far as the cache knows it."""
     # transformers does not say which commit it took, but what it took is in the cache now, in a folder named by it.
-    config = try_to_load_from_cache(source, "config.json", revision=spec.revision)
-    return {"source": "hub", "revision": Path(config).parent.name if isinstance(config, str) else spec.revision}
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else revision
 
 
 def weights_hash(folder: Path) -> str:

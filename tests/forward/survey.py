@@ -37,7 +37,30 @@ from tests.forward.tiny import FIRST_PLAIN_ID, make, tiny
 
 SECONDS = 30
 BYTES = 6 << 30
-CHECKS = ("built", "subject", "capture", "edit", "layer map", "gradients", "early stop", "clean", "decode")
+CHECKS = (
+    "built",
+    "subject",
+    "capture",
+    "prompts",
+    "edit",
+    "layer map",
+    "gradients",
+    "early stop",
+    "clean",
+    "decode",
+    "unembed",
+)
+# What blocks return where it is not [batch, sequence, width]: how to get there, written down by hand.
+IN_ORDER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "deepseek_v4": lambda returned: returned.flatten(2),
+    "hy_v4": lambda returned: returned.flatten(2),
+    "gemma3n": lambda returned: returned.permute(1, 2, 0, 3).flatten(2),
+    "gemma3n_text": lambda returned: returned.permute(1, 2, 0, 3).flatten(2),
+    "xlnet": lambda returned: returned.transpose(0, 1),
+    "prophetnet": lambda returned: torch.cat(returned.chunk(3, dim=1), dim=-1),
+    "cpmant": lambda returned: returned[:, 32:],
+    "reformer": lambda returned: returned[:, : IDS.shape[1]],
+}
 IDS = torch.tensor([[25, 37, 23, 64, 29], [70, 28, 28, 41, 22]])
 assert int(IDS.min()) >= FIRST_PLAIN_ID
 
@@ -51,7 +74,9 @@ Note = Callable[[str, Any], None]
 class Checks:
     """The checks of one model against hooks and forwards of the survey's own."""
 
-    def __init__(self, model: nn.Module, subject: probekit.Subject, note: Note) -> None:
+    def __init__(self, name: str, model: nn.Module, subject: probekit.Subject, note: Note) -> None:
+        self.own = slice(32, None) if name == "cpmant" else slice(None)  # the positions of the prompt
+        self.in_order = IN_ORDER.get(name, lambda returned: returned)
         self.model = model
         self.subject = subject
         self.note = note
@@ -62,11 +87,13 @@ class Checks:
     def run(self, hooks_before: list[Any], logits_before: torch.Tensor | None) -> None:
         checks: dict[str, Callable[[], str]] = {
             "capture": self.capture,
+            "prompts": self.prompts,
             "edit": self.edit,
             "layer map": self.layer_map,
             "gradients": self.gradients,
             "early stop": lambda: self.early_stop(logits_before),
             "decode": self.decode,
+            "unembed": self.unembed,
             "clean": lambda: "ok" if hooks(self.model) == hooks_before else "hooks are left",
         }
         for name, check in checks.items():
@@ -77,25 +104,37 @@ class Checks:
         with reading(sites) as seen:
             plain_logits(self.model)
         captured = self.subject.capture(IDS, list(sites))
-        self.note("shape", list(captured["block.-1"].shape))
-        self.width = captured["block.0"].shape[-1]
+        self.note("shape", list(seen["block.-1"][0].shape))
+        self.note("axes", [list(self.subject.axes(site)) for site in sites])
+        self.width = seen["block.0"][0].shape[-1]
         self.note("calls", [len(seen[site]) for site in sites])
         # Where a block runs several times in a forward, the activation is the first.
-        return joined(f"{site}: {difference(captured[site], seen[site][0])}" for site in sites)
+        return joined(f"{site}: {difference(captured[site], self.in_order(seen[site][0]))}" for site in sites)
+
+    def prompts(self) -> str:
+        """Each prompt of a batch has the activation that it has alone."""
+        together = self.subject.capture(IDS, ["block.-1"])["block.-1"]
+        apart = torch.cat([self.subject.capture(ids[None], ["block.-1"])["block.-1"] for ids in IDS])
+        return difference(together, apart, tolerance=1e-3)
 
     def edit(self) -> str:
         before = plain_logits(self.model)
         # A scale alone is lost where the next block begins with a norm that nothing goes around, as in minimax.
         for factor in (torch.tensor(0.5), torch.linspace(0.5, 1.0, self.width)):
-            with self.subject.edit("block.0", partial(torch.mul, factor)):
+            repeated = factor if factor.dim() == 0 else factor.repeat(self.streams())
+            with self.subject.edit("block.0", partial(torch.mul, repeated)):
                 edited = plain_logits(self.model)
-            with scaling(self.blocks[0], factor):
+            with scaling(self.blocks[0], factor, self.own):
                 expected = plain_logits(self.model)
             if (outcome := difference(edited, expected)) != "ok":
                 return f"against a hook that writes in place: {outcome}"
             if not torch.allclose(before, edited, rtol=1e-4, atol=1e-6):
                 return "ok"
         return "the logits do not change"
+
+    def streams(self) -> int:
+        """How many streams of the module's own width an activation joins."""
+        return int(self.subject.capture(IDS, ["block.0"])["block.0"].shape[-1]) // self.width
 
     def layer_map(self) -> str:
         expected = self.subject.capture(IDS, ["block.-1"])["block.-1"]
@@ -106,9 +145,8 @@ class Checks:
     def gradients(self) -> str:
         embeddings = self.subject.embed(IDS).requires_grad_()
         activation = self.subject.layer_map("block.-1", self.ids)(embeddings)
-        sequence_axes = [axis for axis, size in enumerate(activation.shape) if size == IDS.shape[1]]
-        if len(sequence_axes) == 1:  # else it is not known which axis it is, and every position is read
-            activation = activation.select(sequence_axes[0], -1)
+        if activation.shape[1] == IDS.shape[1]:  # blt's middle stack works on patches
+            activation = activation[:, -1]
         direction = torch.randn(activation.shape, generator=torch.Generator().manual_seed(1))
         (gradient,) = torch.autograd.grad((activation * direction).sum(), embeddings)
         if not bool(torch.isfinite(gradient).all()):
@@ -134,6 +172,20 @@ class Checks:
             return f"{decoded.dtype} {tuple(decoded.shape)}"
         self.note("round trip", float((decoded[..., 0] == IDS).float().mean()))
         return "ok"
+
+    def unembed(self) -> str:
+        """The head's best token for the last block's activation is the model's own, or the head refuses it."""
+        with reading({"last": self.blocks[-1]}) as seen:
+            own = plain_logits(self.model)
+        last = self.in_order(seen["last"][-1])  # the last time that it ran: a first time is not what the head reads
+        try:
+            logits = self.subject.unembed(last)[:, -IDS.shape[1] :]
+        except probekit.ProbekitError as error:
+            self.note("head", str(error))
+            return "ok"
+        self.note("head", "ok")
+        agree = float((logits.argmax(-1) == own.argmax(-1)).float().mean()) if logits.shape == own.shape else 0.0
+        return "ok" if agree == 1 else f"the best token agrees at {agree:.0%} of the positions"
 
 
 def examine(name: str, note: Note) -> None:
@@ -174,7 +226,7 @@ def examine(name: str, note: Note) -> None:
     note("norm", anatomy.norm_path)
     note("unembedding", anatomy.unembedding_path)
     note("conditioned on ids", made[1].conditioned_on_ids)
-    Checks(model, made[1], note).run(hooks_before, logits_before)
+    Checks(name, model, made[1], note).run(hooks_before, logits_before)
 
 
 def outcome(check: Callable[[], str]) -> str:
@@ -191,11 +243,11 @@ def cause(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"
 
 
-def difference(actual: torch.Tensor, expected: torch.Tensor) -> str:
+def difference(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> str:
     """`ok` where two tensors are close, else what is not."""
     if actual.shape != expected.shape:
         return f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    if torch.allclose(actual.float(), expected.float(), rtol=1e-4, atol=1e-5, equal_nan=True):
+    if torch.allclose(actual.float(), expected.float(), rtol=tolerance, atol=tolerance / 10, equal_nan=True):
         return "ok" if bool(torch.isfinite(actual).all()) else "not finite"
     return f"differs by {float((actual - expected).abs().max()):.2g}"
 
@@ -209,9 +261,15 @@ def plain_logits(model: nn.Module) -> torch.Tensor:
     parameters = inspect.signature(type(model).forward).parameters
     takes_cache = "use_cache" in parameters or any(part.kind is part.VAR_KEYWORD for part in parameters.values())
     with torch.no_grad():
-        output = model(input_ids=IDS, **({"use_cache": False} if takes_cache else {}))
+        output = model(input_ids=rows(model), **({"use_cache": False} if takes_cache else {}))
     logits: torch.Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits.clone()
+
+
+def rows(model: nn.Module) -> torch.Tensor:
+    """The prompts as the model reads them: one with codebooks reads a row of ids for each."""
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    return IDS.repeat_interleave(len(embedding) if isinstance(embedding, nn.ModuleList) else 1, 0)
 
 
 @contextlib.contextmanager
@@ -234,11 +292,11 @@ def reading(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[torch.Tens
 
 
 @contextlib.contextmanager
-def scaling(module: nn.Module, factor: torch.Tensor) -> Iterator[None]:
+def scaling(module: nn.Module, factor: torch.Tensor, own: slice) -> Iterator[None]:
     """The activation of a module multiplied in place while open, whatever it is returned in."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        (output if isinstance(output, torch.Tensor) else output[0]).mul_(factor)
+        (output if isinstance(output, torch.Tensor) else output[0])[:, own].mul_(factor)
 
     handle = module.register_forward_hook(hook)
     try:

@@ -5,6 +5,7 @@ The reference is always a plain forward of a copy of the model, read by hooks of
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable
@@ -229,16 +230,34 @@ def test_anatomy_is_what_the_class_calls_its_parts(architecture: Architecture) -
     assert (anatomy.norm_path, anatomy.unembedding_path) == (architecture.norm, architecture.unembedding)
 
 
+def forwards_that_are_right(architecture: Architecture, model: nn.Module, padding: str) -> dict[str, torch.Tensor]:
+    """What a plain forward returns in which a padded prompt has the logits that it has alone."""
+    mask = MASKS[padding]
+    if mask is None:
+        return plain_forward(architecture, model, input_ids=IDS)
+    row = int(mask.sum(1).argmin())
+    alone = plain_forward(architecture, model, input_ids=IDS[row : row + 1, mask[row].bool()])["logits"][0]
+    for more in ({}, {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}):
+        with contextlib.suppress(TypeError):
+            found = plain_forward(architecture, model, input_ids=IDS, attention_mask=mask, **more)
+            if torch.allclose(found["logits"][row, mask[row].bool()], alone, rtol=1e-4, atol=1e-5):
+                return found
+    return {}
+
+
 @every_architecture
 @pytest.mark.parametrize("padding", MASKS)
 def test_capture_and_layer_map_equal_a_plain_forward_bit_for_bit(architecture: Architecture, padding: str) -> None:
     mask = MASKS[padding]
     model = model_of(architecture)
     with torch.no_grad():
-        expected = plain_forward(
-            architecture, copy.deepcopy(model), input_ids=IDS, **({} if mask is None else {"attention_mask": mask})
-        )
+        expected = forwards_that_are_right(architecture, copy.deepcopy(model), padding)
     subject = probekit.Subject(model)
+    if not expected:
+        assert padding == "padded on the left"
+        with pytest.raises(UsageError, match=r"With padding on the left, .* does not give a prompt the activation"):
+            subject.capture(IDS, ["logits"], attention_mask=mask)
+        return
     assert sorted(subject.sites()) == sorted(expected)
     captured = subject.capture(IDS, subject.sites(), attention_mask=mask)
     embeddings = subject.embed(IDS)
@@ -257,6 +276,8 @@ def test_a_layer_map_stays_the_same_function_over_the_steps_of_a_descent(
     architecture: Architecture, padding: str
 ) -> None:
     mask = MASKS[padding]
+    if (architecture.name, padding) == ("Bart", "padded on the left"):
+        pytest.skip("Bart does not take positions, and counts them from the padding's beginning: it is refused.")
     subject = probekit.Subject(model_of(architecture))
     layer_map = subject.layer_map("block.-1", attention_mask=mask)
     for step in range(5):  # a layer map may compute its later calls in another way than its first

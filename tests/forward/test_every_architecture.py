@@ -17,16 +17,8 @@ from tests.forward.survey import CHECKS
 
 ROOT = Path(__file__).parents[2]
 KNOWN = {
-    "blt": "three stacks, and no number of layers in its config: declare model.global_transformer.layers",
-    "cpmant": "puts 32 tokens of its own before the prompt's",
     "gemma4_assistant": "transformers 5.23 builds it of no config",
     "gemma4_unified_assistant": "transformers 5.23 builds it of no config",
-    "hrm_text": "two stacks that run in turns",
-    "musicgen": "reads rows of codebooks",
-    "musicgen_melody": "reads rows of codebooks",
-    "reformer": "pads prompts inside, and its hooked outputs carry no graph",
-    "xlm": "has no module for a block: parallel lists",
-    "xlnet": "embeddings are [sequence, batch, width]",
 }
 
 

@@ -29,7 +29,7 @@ class Layers:
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         parts = [
             model.get_submodule(anatomy.embedding_path),
-            *(model.get_submodule(f"{anatomy.blocks_path}.{index}") for index in range(len(anatomy.blocks))),
+            *(model.get_submodule(path) for path in anatomy.block_paths),
             model.get_submodule(str(anatomy.unembedding_path)),
         ]
         self._parameters = [list(part.parameters()) for part in parts]

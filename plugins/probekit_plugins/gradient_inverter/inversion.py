@@ -89,7 +89,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
 class Inversion:
     """One site, P prompts of up to T tokens, R restarts of each: `P × R` rows.
 
-    Shorter prompts are padded on the right: positions of a causal model do not see what follows them.
+    Shorter prompts are padded on the right, and the padding is masked.
     """
 
     def __init__(
@@ -106,13 +106,11 @@ class Inversion:
         subject.check_finite(subject.embedding_matrix, "The token embedding")  # the starts' σ is its own
         self.space = Space(subject, allowed, options)
         mask = matched_positions(prompts, options)
-        longest = mask.shape[1]
-        fill = prompts[0].input_ids[0, 0]
-        self._ids = fill.repeat(len(prompts), longest)
-        for row, prompt in zip(self._ids, prompts, strict=True):
-            row[: len(prompt.tokens)] = prompt.input_ids[0]
-        self._rows = self._ids.repeat_interleave(options.restarts, 0)
-        self._map = None if subject.conditioned_on_ids else site_map(subject, site, options, None)
+        self._ids, padding = subject.batch([prompt.input_ids for prompt in prompts])
+        self._padding = None if bool(padding.all()) else padding
+        self._rows = torch.arange(len(prompts), device=padding.device).repeat_interleave(options.restarts)
+        shared = not subject.conditioned_on_ids and self._padding is None
+        self._map = site_map(subject, site, options, None) if shared else None
         self._embeddings = at_least_single(subject.embed(self._ids))
         self._masks = Masks(context, site, options.dropout)
         target = self._activations("target")
@@ -124,16 +122,19 @@ class Inversion:
     def _activations(self, masks: str) -> torch.Tensor:
         """`O(e*)` for every prompt."""
         with torch.no_grad(), self._masks(masks):
-            return self._map_of(self._ids)(self._embeddings)
+            return self._map_of(self._rows[:: self._options.restarts])(self._embeddings)
 
     def objective(self, chosen: slice = slice(None)) -> Objective:
         """The objective of some rows of the batch, or of all."""
         chosen_map = self._map_of(self._rows[chosen])
         return Objective(chosen_map, self._target[chosen], self._mask[chosen], self._options)
 
-    def _map_of(self, ids: torch.Tensor) -> Map:
-        """The site's map, one for all rows; where blocks read the token ids again, one with the rows' own ids."""
-        return self._map or site_map(self._subject, self._site, self._options, ids)
+    def _map_of(self, prompts: torch.Tensor) -> Map:
+        """The site's map, one for all rows; where blocks read the token ids again, or prompts are padded, one with
+        those of each row.
+        """
+        padding = None if self._padding is None else self._padding[prompts]
+        return self._map or site_map(self._subject, self._site, self._options, self._ids[prompts], padding)
 
     def _draw(self, purpose: str, width: int) -> torch.Tensor:
         """Standard normal noise `[P × R, T, width]`, the same for a prompt whatever stands beside it."""
@@ -151,7 +152,7 @@ class Inversion:
         options = self._options
         noise = options.start_mean + self.space.sigma * self._draw("start", self.space.width)
         target = self._embeddings.repeat_interleave(options.restarts, 0)
-        return self.space.start(noise, target, self._rows, (options.noise_share, options.target_share))
+        return self.space.start(noise, target, self._ids[self._rows], (options.noise_share, options.target_share))
 
     def descend_rows(self, chosen: slice, key: str) -> Descent:
         """`x_{n+1} = x_n − η_n ∇ loss(e(x_n))` for some rows at once; its state is saved, and taken up again."""

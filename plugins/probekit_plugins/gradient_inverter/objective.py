@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 
-def site_map(subject: Subject, site: str, options: GradientInverterOptions, input_ids: torch.Tensor | None) -> Map:
+def site_map(
+    subject: Subject,
+    site: str,
+    options: GradientInverterOptions,
+    input_ids: torch.Tensor | None,
+    padding: torch.Tensor | None = None,
+) -> Map:
     """`O_l`, followed by the model's head if the options say so, with dropout on if they do."""
     ids = input_ids if subject.conditioned_on_ids else None
-    layer_map = subject.layer_map(site, input_ids=ids, dropout=options.dropout)
+    layer_map = subject.layer_map(site, input_ids=ids, attention_mask=padding, dropout=options.dropout)
     if options.head == "none":
         return layer_map
     with_norm = options.head == "model"

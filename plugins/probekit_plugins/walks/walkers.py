@@ -11,22 +11,19 @@ import torch
 from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
-    from probekit import Context, Prompt, Subject
+    from probekit import Context, LayerMap, Prompt, Subject
 
 
 class Walkers:
     """P prompts × K walkers = B rows of up to T positions, at one site: `e*`, the target `t = O_l(e*)`, the layer map.
 
-    Shorter prompts are padded on the right, which the positions before do not see in a causal model; no distance, loss
-    or step has a share of the padding.
+    Shorter prompts are padded on the right, and the padding is masked; no distance, loss or step has a share of it.
     """
 
     def __init__(self, subject: Subject, prompts: Sequence[Prompt], site: str, count: int, context: Context) -> None:
         """Raises AnalysisError if the embeddings or the activation of a prompt are not finite."""
         lengths = [len(prompt.tokens) for prompt in prompts]
-        ids = prompts[0].input_ids[0, 0].repeat(len(prompts), max(lengths))
-        for row, prompt, length in zip(ids, prompts, lengths, strict=True):
-            row[:length] = prompt.input_ids[0]
+        ids, padding = subject.batch([prompt.input_ids for prompt in prompts])
         self.subject, self.site = subject, site
         self._context = context
         self._rows = [(prompt, walker) for prompt in range(len(prompts)) for walker in range(count)]
@@ -36,7 +33,8 @@ class Walkers:
         subject.check_finite(embeddings, "The token embedding")
         embeddings = at_least_single(embeddings)
         self.embeddings = embeddings.repeat_interleave(count, 0)
-        self.layer_map = subject.layer_map(site, input_ids=ids if subject.conditioned_on_ids else None)
+        self._padding = None if bool(padding.all()) else padding.repeat_interleave(count, 0)
+        self.layer_map = self._map_of(ids, None if self._padding is None else padding)
         with torch.no_grad():
             target = self.layer_map(embeddings)
         subject.check_finite(target, f"The activation at {site}")
@@ -46,9 +44,13 @@ class Walkers:
         self.mask = inside[..., None].to(embeddings)
 
     def _find_map(self) -> None:
-        """One layer map for all rows; where blocks read the token ids again, one with the rows' own."""
-        if self.subject.conditioned_on_ids:
-            self.layer_map = self.subject.layer_map(self.site, input_ids=self._ids)
+        """One layer map for all rows; where blocks read the token ids again, or prompts are padded, the rows' own."""
+        if self.subject.conditioned_on_ids or self._padding is not None:
+            self.layer_map = self._map_of(self._ids, self._padding)
+
+    def _map_of(self, ids: torch.Tensor, padding: torch.Tensor | None) -> LayerMap:
+        beside = ids if self.subject.conditioned_on_ids else None
+        return self.subject.layer_map(self.site, input_ids=beside, attention_mask=padding)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,6 +60,7 @@ class Walkers:
         part = copy.copy(self)
         for name in ("_rows", "lengths", "_ids", "embeddings", "target", "mask"):
             setattr(part, name, getattr(self, name)[chosen])
+        part._padding = None if self._padding is None else self._padding[chosen]
         part._find_map()
         return part
 

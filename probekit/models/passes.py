@@ -1,0 +1,164 @@
+"""Passes: one forward of a model on token ids alone, and what its modules were seen to do in it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from probekit.errors import ModelError
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the text decoder: the model's own, or the text part of a composite one."""
+    config = getattr(model, "config", None)
+    if config is None:
+        raise ModelError(f"{type(model).__name__} has no `config`; probekit reads models built by transformers.")
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def context_of(model: nn.Module) -> int | None:
+    """The longest sequence a model was made for, or None if its config does not say."""
+    length: int | None = getattr(text_config(model), "max_position_embeddings", None)
+    if type(length) is not int or length < 1:
+        return None
+    for path, part in model.named_modules():
+        padding = getattr(part, "padding_idx", None) if "position" in path else None
+        if isinstance(part, nn.Embedding) and part.num_embeddings == length and padding is not None:
+            return length - int(padding) - 1  # as roberta: positions are counted from behind the padding's
+    return length
+
+
+def neutral_token(model: nn.Module) -> int:
+    """A token id that is not padding: some models derive positions or masks from where padding stands."""
+    return 1 if padding_token(model) == 0 else 0
+
+
+def padding_token(model: nn.Module) -> int | None:
+    """The token id that the config calls padding, if it names one."""
+    token = getattr(text_config(model), "pad_token_id", None)
+    return token if type(token) is int and token >= 0 else None
+
+
+def without_cache(model: nn.Module) -> dict[str, bool]:
+    """The argument that keeps a forward from filling a cache, which some models keep on their own modules."""
+    return {"use_cache": False} if takes(model, "use_cache") else {}
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether the model's forward takes an argument of that name."""
+    return _takes(type(model).forward, argument)
+
+
+@cache
+def _takes(method: Callable[..., Any], argument: str) -> bool:
+    parameters = inspect.signature(method).parameters
+    return argument in parameters or any(part.kind is part.VAR_KEYWORD for part in parameters.values())
+
+
+@dataclass(frozen=True)
+class Fired:
+    """One module's run: its name, what it got first and what it returned first, where those are tensors."""
+
+    name: str
+    given: torch.Tensor | None
+    returned: torch.Tensor | None
+
+    @property
+    def changed(self) -> bool:
+        """Whether it returned a tensor, and not just what it got."""
+        return self.returned is not None and not same(self.given, self.returned)
+
+
+def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether these are two equal tensors. On the meta device, where there are no values: the very same tensor."""
+    if one is None or other is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return one is other or (not one.is_meta and torch.equal(one, other))
+
+
+class _FarEnough(BaseException):
+    """Raised by our own hook to end a traced forward; not an Exception, so that nothing takes it for a failure."""
+
+
+def trace(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    input_ids: torch.Tensor,
+    until: nn.Module | None = None,
+    source: nn.Module | None = None,
+) -> list[Fired]:
+    """Which of these modules ran in one forward over the token ids, in order. The forward ends where `until` begins.
+
+    With a `source`, what it returns requires gradients, and with it all that depends on it.
+    """
+    fired: list[Fired] = []
+
+    def note(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            given = next(iter((*inputs, *keywords.values())), None)
+            returned = output[0] if isinstance(output, tuple | list) and output else output
+            # A copy: the model may go on to write into this very tensor.
+            copies = {
+                part: part if part.is_meta else part.clone() for part in (given, returned) if torch.is_tensor(part)
+            }
+            fired.append(
+                Fired(name, *(copies.get(part) if torch.is_tensor(part) else None for part in (given, returned)))
+            )
+
+        return hook
+
+    def end(_module: nn.Module, _inputs: Any) -> None:
+        raise _FarEnough
+
+    def lead(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.detach().clone().requires_grad_().clone()  # the model may write into it, but not into a leaf
+
+    handles = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in modules.items()]
+    if until is not None:
+        handles.append(until.register_forward_pre_hook(end))
+    for part in source if isinstance(source, nn.ModuleList) else [source]:
+        if part is not None:
+            handles.append(part.register_forward_hook(lead))
+    try:
+        with evaluating(model), torch.set_grad_enabled(source is not None):
+            model(input_ids=input_ids, **without_cache(model))
+    except _FarEnough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return fired
+
+
+@contextmanager
+def on_ids_alone(model: nn.Module) -> Iterator[None]:
+    """Raise ModelError for what the model raises while open: it does not run on token ids alone."""
+    try:
+        yield
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} does not run on token ids alone "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); probekit reads causal language models."
+        ) from error
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode while open, and each module's own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
