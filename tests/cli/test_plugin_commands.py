@@ -213,8 +213,8 @@ def test_every_hook_of_an_installed_plugin_is_called(probekit_cli: Any, install_
 def test_a_declared_anatomy_is_the_one_that_counts(probekit_cli: Any, install_plugin: Any) -> None:
     install_plugin("whole", WHOLE)
     shown = json.loads(probekit_cli("models", "show", "planet", "--json").out)
-    assert shown["norm"] == "none"
-    assert shown["sites"] == ["embedding", "block.0", "block.1", "logits"]
+    assert shown["anatomy"]["norm"] is None
+    assert list(shown["sites"]) == ["embedding", "block.0", "block.1", "logits"]
     assert "norm" in json.loads(probekit_cli("models", "show", "demo", "--json").out)["sites"]
 
 

@@ -341,11 +341,13 @@ assert "torch" not in sys.modules
 def test_it_is_listed_and_can_be_shown(probekit_cli: Any) -> None:
     assert "\nreference-networks  [probekit 0.1.0]\n" in probekit_cli("plugins").out
     shown = json.loads(probekit_cli("models", "show", "fc-invertible,tokens=6,width=16", "--json").out)
-    assert shown["embedding"] == "embedding  (Embedding), 2048 × 16"
-    assert (shown["blocks"], shown["norm"], shown["unembedding"]) == ("blocks  (2 × Layer)", "none", "none")
-    assert (shown["context"], shown["blocks read the token ids"]) == (6, False)
+    parts = shown["anatomy"]
+    assert (parts["embedding"]["path"], shown["vocabulary"], shown["width"]) == ("embedding", 2048, 16)
+    assert parts["blocks"] == {"path": "blocks", "count": 2, "classes": ["Layer"]}
+    assert (parts["norm"], parts["unembedding"]) == (None, None)
+    assert (shown["context"], shown["loaded"]["conditioned_on_ids"]) == (6, False)
     shown = json.loads(probekit_cli("models", "show", "fc-token,width=16,vocabulary=9", "--json").out)
-    assert shown["tokenizer"] == "none (the plugin that loads the model gives none)"
+    assert shown["tokenizer"]["why"] == "none (the plugin that loads the model gives none)"
 
 
 def test_a_run_ends_with_a_report_and_a_command_that_repeats_it(probekit_cli: Any, tmp_path: Path) -> None:
