@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import probekit
 
@@ -25,14 +25,18 @@ def test_the_api_page_has_every_public_name_once() -> None:
     assert sorted(documented) == sorted(probekit.__all__)
 
 
-@pytest.fixture
-def plugin_of_the_guide(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The code block under "A whole plugin", as a module."""
-    [source] = re.findall(r"## A whole plugin\n\n```python\n(.*?)```", read("docs/plugins.md"), re.DOTALL)
-    module = ModuleType("activation_norms")
+def plugin_under(heading: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The first code block under that heading of the plugin guide, as a module."""
+    [source] = re.findall(rf"## {heading}\n[^`]*?```python\n(.*?)```", read("docs/plugins.md"), re.DOTALL)
+    module = ModuleType("plugin_of_the_guide")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(source, "docs/plugins.md", "exec"), module.__dict__)
     return module
+
+
+@pytest.fixture
+def plugin_of_the_guide(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return plugin_under("A whole plugin", monkeypatch)
 
 
 def test_the_plugin_of_the_guide_measures_what_it_says(plugin_of_the_guide: ModuleType, tmp_path: Path) -> None:
@@ -57,3 +61,18 @@ def test_the_plugin_of_the_guide_measures_what_it_says(plugin_of_the_guide: Modu
     analysis_class(analysis_class.options_model()).report(saved, page)
     assert [block["type"] for block in page.blocks] == ["heatmap"]
     assert page.blocks[0]["y_labels"] == ["block.0", "block.1"]
+
+
+def test_the_loader_of_the_guide_loads_the_encoder_of_a_t5(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plugins = probekit.Plugins(points=[])
+    assert plugins.register(plugin_under("A loader and an anatomy", monkeypatch)).status == "loaded"
+    whole = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2))
+    whole.save_pretrained(tmp_path)
+    subject = probekit.load(f"t5:{tmp_path}", plugins=plugins)
+    ids = torch.tensor([[5, 4, 3]])
+    with torch.no_grad():
+        expected = whole.eval().get_encoder()(ids).last_hidden_state
+    torch.testing.assert_close(subject.capture(ids, ["norm"])["norm"], expected, atol=2e-6, rtol=1e-5)
+    with pytest.raises(probekit.UsageError, match="leave out --depth"):
+        probekit.load(f"t5:{tmp_path}", plugins=plugins, depth=1)
+    assert probekit.load("demo", plugins=plugins).facts["source"] == "demo"

@@ -1,0 +1,144 @@
+"""From a model spec to an encoder in transformers, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from probekit import ModelError, ModelSpec, UsageError
+
+
+def load_encoder(name: str, spec: ModelSpec) -> tuple[PreTrainedModel, Any | None]:
+    """The encoder in the folder or hub repository `name`, and its tokenizer or None.
+
+    probekit itself puts it on `spec.device`, in eval mode and frozen. Raises UsageError for what an encoder is not
+    loaded with, ModelError if it cannot be loaded: one sentence each.
+    """
+    _check(name, spec)
+    with _quiet():
+        try:
+            return _load(_source(name), spec)
+        except ModelError:
+            raise
+        except Exception as error:  # the libraries behind the many model classes raise what they like
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if "trust_remote_code" in str(error):
+                reason = "it comes with model code of its own, which runs only with --trust-remote-code."
+            raise ModelError(f"The encoder '{name}' could not be loaded: {reason}") from error
+
+
+def _check(name: str, spec: ModelSpec) -> None:
+    """Refuse what would otherwise be passed over in silence."""
+    if not name:
+        raise UsageError("'encoder:' names no model; expected encoder:FOLDER or encoder:NAME, a name on the hub.")
+    if spec.depth is not None:
+        raise UsageError("An encoder is loaded whole; leave out --depth: nothing past the site of an analysis runs.")
+    if spec.weights == "random" and (spec.quantization or spec.device_map):
+        raise UsageError(
+            "The random weights of an encoder are made in one precision on one device; "
+            "leave out --quantization and --device-map."
+        )
+
+
+def _source(name: str) -> str:
+    """The folder or hub name as transformers wants it."""
+    folder = Path(name).expanduser()
+    if folder.is_absolute() and not folder.is_dir():
+        raise ModelError(f"There is no folder '{name}'; expected encoder:FOLDER or encoder:NAME, a name on the hub.")
+    return folder.as_posix()
+
+
+def _load(source: str, spec: ModelSpec) -> tuple[PreTrainedModel, Any | None]:
+    hub: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    config = AutoConfig.from_pretrained(source, **hub)
+    text = getattr(config, "text_config", None)
+    if type(text) in MODEL_FOR_TEXT_ENCODING_MAPPING:  # one tower of two, as in CLIP
+        config = text
+    auto: Any = AutoModel
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:  # transformers has the encoder alone, as T5EncoderModel
+        auto = AutoModelForTextEncoding
+        config.is_encoder_decoder = False
+    if spec.weights == "random":
+        dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else getattr(config, "dtype", None) or torch.float32
+        make = partial(auto.from_config, config, dtype=dtype, trust_remote_code=spec.trust_remote_code)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(spec.weights_seed)
+            model = _without_pooler(make)
+    else:
+        make = partial(auto.from_pretrained, source, config=config, output_loading_info=True, **hub, **_placement(spec))
+        model, info = _without_pooler(make)
+        if info["missing_keys"]:  # transformers would leave random numbers there
+            raise ModelError(
+                f"The weights in '{source}' are not those of the encoder {type(model).__name__}: "
+                f"{min(info['missing_keys'])} is missing."
+            )
+    if config.is_encoder_decoder:
+        model = model.get_encoder()
+    return model, _tokenizer(source, hub)
+
+
+def _without_pooler(make: Callable[..., Any]) -> Any:
+    """What `make` makes, without the layer over the first token that many encoders end with, and checkpoints lack."""
+    try:
+        return make(add_pooling_layer=False)
+    except TypeError as error:
+        if "add_pooling_layer" not in str(error):
+            raise
+        return make()
+
+
+def _placement(spec: ModelSpec) -> dict[str, Any]:
+    """The arguments of from_pretrained() for precision, quantisation and devices."""
+    arguments: dict[str, Any] = {"dtype": spec.dtype}
+    if spec.quantization == "int8":
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif spec.quantization is not None:
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=torch.float32
+        )
+    if spec.device_map is not None:
+        arguments |= {"device_map": spec.device_map, "max_memory": spec.max_memory}
+    elif spec.quantization is not None:
+        arguments["device_map"] = {"": spec.device or ("cuda" if torch.cuda.is_available() else "cpu")}
+    return arguments
+
+
+def _tokenizer(source: str, hub: dict[str, Any]) -> Any | None:
+    """The tokenizer, or None where none comes with the model: prompts are then given as token ids."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **hub)
+    except ImportError:  # its first line says which library to install
+        raise
+    except Exception:
+        return None
+    # Of no files, transformers makes one that knows its special tokens, and perhaps the space.
+    return tokenizer if len(tokenizer) > len(tokenizer.all_special_tokens) + 2 else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and tables of the weights that an encoder leaves out."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
