@@ -7,6 +7,7 @@ computes it computes in eval mode, whatever mode the model is in; only a layer m
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -59,9 +60,8 @@ class Subject:
         self._layout = forward.Layout(self.model, self.anatomy, settled)
         self._padding = forward.Padding(self.model, self.anatomy, settled)
         self._head_fits = False
-        self.conditioned_on_ids: bool = forward.is_conditioned_on_ids(
-            self.model, self._probe, self._first_block, self._first_block_mapped
-        )
+        self._reading: dict[str, bool] = {}
+        self.reads_ids("block.0")
 
     # --- what the model is -------------------------------------------------------------------------------------------
 
@@ -226,13 +226,48 @@ class Subject:
         Raises UsageError for an unknown site, if the blocks of this model read the token ids again and none are given,
         or if the mask hides padding and the model does not give a padded prompt what it has alone.
         """
-        if self.conditioned_on_ids and input_ids is None:
+        if input_ids is None and self.reads_ids(site):
             raise UsageError("Blocks of this model read the token ids again, so its layer map needs `input_ids`.")
         found = self._layout.site(site)
         sites = {found.name: found}
         positions = attention_mask is not None and self._padding.check(sites, input_ids, attention_mask, self.device)
         parts = (self.model, self.anatomy, self._layout, found)
         return forward.LayerMap(*parts, input_ids, attention_mask, self._settled, dropout, positions)
+
+    def reads_ids(self, site: str) -> bool:
+        """Whether what runs up to a site reads the token ids again, so that a layer map there needs them as well.
+
+        Tried once, by two small forwards up to the site, unless a deeper block is known not to. Raises ModelError if
+        substituting embeddings does not give the plain forward even with the ids, UsageError for an unknown site.
+        """
+        name = forward.find_site(self.model, self.anatomy, site).name
+        if name not in self._reading:
+            index = self._index(name)
+            deeper = (known for known, reads in self._reading.items() if not reads and index is not None)
+            if any((self._index(known) or 0) >= (index or 0) for known in deeper):
+                return False
+            self._reading[name] = forward.reads_ids(
+                self.model,
+                self._probe,
+                lambda ids: self.capture(ids, [name])[name],
+                lambda ids, beside: self._mapped(name, ids, beside),
+            )
+        return self._reading[name]
+
+    @staticmethod
+    def _index(name: str) -> int | None:
+        return int(name.removeprefix("block.")) if re.fullmatch(r"block\.\d+", name) else None
+
+    def _mapped(self, site: str, input_ids: torch.Tensor, beside: torch.Tensor | None) -> torch.Tensor:
+        """The activation that the embeddings of token ids give, with these ids, or none, beside them."""
+        parts = (self.model, self.anatomy, self._layout, self._layout.site(site))
+        with torch.no_grad():
+            return forward.LayerMap(*parts, beside, settled=self._settled)(self.embed(input_ids))
+
+    @property
+    def conditioned_on_ids(self) -> bool:
+        """Whether the ids have to be given beside the embeddings at any site that a layer map was asked for."""
+        return any(self._reading.values())
 
     def edit(self, site: str, function: Callable[[torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
         """Replace the activation `a`, `[batch, sequence, width]`, at a site by `function(a)` while the returned context
@@ -357,24 +392,15 @@ class Subject:
             f"{what} is NaN or infinite, though the weights are finite; a wider dtype (--dtype float32) may help."
         )
 
-    def _first_block(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.capture(input_ids, ["block.0"])["block.0"]
-
-    def _first_block_mapped(self, input_ids: torch.Tensor, beside: torch.Tensor | None) -> torch.Tensor:
-        """The activation at the first block of a prompt's embeddings, with these ids, or none, beside them."""
-        parts = (self.model, self.anatomy, self._layout, self._layout.site("block.0"))
-        with torch.no_grad():
-            return forward.LayerMap(*parts, beside, settled=self._settled)(self.embed(input_ids))
-
     @cached_property
     def _reads_padding(self) -> bool:
         """Whether a padding token within a prompt changes more than its own embedding: positions, or masks."""
         padding = padding_token(self.model)
-        if padding is None or padding >= self.vocabulary or self._probe.shape[1] < 3 or self.conditioned_on_ids:
+        if padding is None or padding >= self.vocabulary or self._probe.shape[1] < 3 or self.reads_ids("block.0"):
             return False
         ids = self._probe.clone()
         ids[0, 1] = padding
-        return not forward.close(self._first_block(ids), self._first_block_mapped(ids, None))
+        return not forward.close(self.capture(ids, ["block.0"])["block.0"], self._mapped("block.0", ids, None))
 
 
 def _short(text: str) -> str:

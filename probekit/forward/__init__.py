@@ -13,7 +13,7 @@ from probekit.forward.layout import Layout, measure_axes, probe_ids, probe_lengt
 from probekit.forward.padding import Padding, padded
 from probekit.forward.rest import at_rest
 from probekit.forward.sites import Site, expand_sites, find_site, site_names
-from probekit.forward.substitution import close, is_conditioned_on_ids
+from probekit.forward.substitution import close, reads_ids
 
 __all__ = [
     "Axes",
@@ -29,11 +29,11 @@ __all__ = [
     "find_site",
     "generate",
     "head_width",
-    "is_conditioned_on_ids",
     "measure_axes",
     "padded",
     "probe_ids",
     "probe_length",
+    "reads_ids",
     "reads_the_last_block",
     "site_names",
     "unembed",

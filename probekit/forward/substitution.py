@@ -9,15 +9,13 @@ from torch import nn
 
 from probekit.errors import ModelError
 
-# The activation at the first block: from token ids, and by a layer map with these ids, or none, beside it.
+# The activation at a site: from token ids, and from their embeddings by a layer map with these ids, or none, beside it.
 FromIds = Callable[[torch.Tensor], torch.Tensor]
 FromEmbeddings = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-def is_conditioned_on_ids(
-    model: nn.Module, ids: torch.Tensor, from_ids: FromIds, from_embeddings: FromEmbeddings
-) -> bool:
-    """Whether the blocks read the token ids again, so that a layer map needs them beside the embeddings.
+def reads_ids(model: nn.Module, ids: torch.Tensor, from_ids: FromIds, from_embeddings: FromEmbeddings) -> bool:
+    """Whether what runs up to a site reads the token ids again, so that a layer map needs them beside the embeddings.
 
     Raises ModelError if it does not give what the plain forward gives even then.
     """

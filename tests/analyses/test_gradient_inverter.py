@@ -140,7 +140,7 @@ def test_rows_that_are_conditioned_on_ids_keep_their_own(
     """Where blocks read the token ids again, part of a batch is given the ids of its own rows, whatever its size."""
     prompts = [probekit.Prompt("", subject.check_ids(ids), subject.tokens(ids)) for ids in (IDS, [9, 33])]
     plain = inversion(subject, prompts, "block.1", steps=4, restarts=3, rows_at_once=2)
-    monkeypatch.setattr(subject, "conditioned_on_ids", True)
+    monkeypatch.setattr(subject, "reads_ids", lambda site: True)
     conditioned = inversion(subject, prompts, "block.1", steps=4, restarts=3, rows_at_once=2)
     assert torch.equal(conditioned.descend().recorded, plain.descend().recorded)
     assert torch.equal(conditioned.shifted_losses(0.05)[1], plain.shifted_losses(0.05)[1])

@@ -167,7 +167,8 @@ def test_rows_that_are_conditioned_on_ids_keep_their_own(
 ) -> None:
     """Where blocks read the token ids again, part of a batch is given the ids of its own rows, and a note says so."""
     plain = walked(name, subject, IDS, SHORTER, rows_at_once=3, **OPTIONS[name])
-    monkeypatch.setattr(subject, "conditioned_on_ids", True)
+    monkeypatch.setattr(subject, "reads_ids", lambda site: True)
+    monkeypatch.setattr(subject, "_reading", {"block.1": True})
     given: list[list[list[int]]] = []
     layer_map = subject.layer_map
 

@@ -2,7 +2,7 @@
 
 Each is made tiny and checked in a forked child of its own, with a limit of time and of address space, so that one that
 hangs or eats memory costs itself alone. One JSON line per architecture: `ok`, or a short cause, for each check.
-`--markdown FILE` also writes a table.
+`--markdown docs/architectures.md` writes the table of that page anew.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +42,7 @@ CHECKS = (
     "subject",
     "capture",
     "prompts",
+    "padding",
     "edit",
     "layer map",
     "gradients",
@@ -63,6 +64,9 @@ IN_ORDER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 IDS = torch.tensor([[25, 37, 23, 64, 29], [70, 28, 28, 41, 22]])
 assert int(IDS.min()) >= FIRST_PLAIN_ID
+
+# What the table of a page stands between.
+MARKERS = ("<!-- the survey's table -->", "<!-- the end of the survey's table -->")
 
 Record = dict[str, Any]
 Note = Callable[[str, Any], None]
@@ -88,6 +92,7 @@ class Checks:
         checks: dict[str, Callable[[], str]] = {
             "capture": self.capture,
             "prompts": self.prompts,
+            "padding": self.padding,
             "edit": self.edit,
             "layer map": self.layer_map,
             "gradients": self.gradients,
@@ -105,7 +110,7 @@ class Checks:
             plain_logits(self.model)
         captured = self.subject.capture(IDS, list(sites))
         self.note("shape", list(seen["block.-1"][0].shape))
-        self.note("axes", [list(self.subject.axes(site)) for site in sites])
+        self.note("axes", [in_widths(self.subject.axes(site), self.subject.width) for site in sites])
         self.width = seen["block.0"][0].shape[-1]
         self.note("calls", [len(seen[site]) for site in sites])
         # Where a block runs several times in a forward, the activation is the first.
@@ -116,6 +121,24 @@ class Checks:
         together = self.subject.capture(IDS, ["block.-1"])["block.-1"]
         apart = torch.cat([self.subject.capture(ids[None], ["block.-1"])["block.-1"] for ids in IDS])
         return difference(together, apart, tolerance=1e-3)
+
+    def padding(self) -> str:
+        """A prompt padded on either side has the activation that it has alone, or is refused."""
+        shorter = IDS[1:, :3]
+        ids, mask = self.subject.batch([IDS[0], shorter])
+        alone = self.subject.capture(shorter, ["block.-1"])["block.-1"]
+        outcomes = []
+        for side, shift in (("right", 0), ("left", IDS.shape[1] - shorter.shape[1])):
+            shifted = [torch.stack([rows[0], rows[1].roll(shift)]) for rows in (ids, mask)]
+            try:
+                captured = self.subject.capture(shifted[0], ["block.-1"], shifted[1])["block.-1"]
+            except probekit.UsageError as error:
+                self.note(f"padding on the {side}", str(error))
+                continue
+            own = captured[1:, shift : shift + shorter.shape[1]]
+            self.note(f"padding on the {side}", "ok")
+            outcomes.append(f"{side}: {difference(own, alone, tolerance=1e-2)}")
+        return joined(outcomes)
 
     def edit(self) -> str:
         before = plain_logits(self.model)
@@ -305,6 +328,12 @@ def scaling(module: nn.Module, factor: torch.Tensor, own: slice) -> Iterator[Non
         handle.remove()
 
 
+def in_widths(axes: Sequence[str | int], width: int) -> str:
+    """The axes as `[batch, sequence, 4 × width]`, with the width of the embeddings."""
+    names = [str(axis) if isinstance(axis, str) or axis % width else f"{axis // width} × width" for axis in axes]
+    return f"[{', '.join(names)}]".replace("1 × width", "width")
+
+
 def hooks(model: nn.Module) -> list[Any]:
     """Every hook of every module, by its dictionary and key."""
     return [
@@ -391,32 +420,50 @@ def _read(descriptor: int, deadline: float) -> Record:
 def table(records: list[Record]) -> str:
     """The records as a Markdown table, with how many passed each check above it."""
     passed = Counter(check for record in records for check in CHECKS if record.get(check) == "ok")
-    lines = [f"transformers {transformers.__version__}, {len(records)} architectures.", ""]
-    lines += [f"- {check}: {passed[check]} of {len(records)}" for check in CHECKS]
-    columns = ("name", "class", "blocks", "shape", *CHECKS)
-    lines += ["", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    counts = Counter(passed[check] for check in CHECKS)
+    lines = [f"transformers {transformers.__version__}, {len(records)} architectures:", ""]
+    for count in sorted(counts, reverse=True):
+        lines.append(f"- {count} pass: {', '.join(check for check in CHECKS if passed[check] == count)}")
+    lines += ["", "| architecture | blocks | a block returns | padding | head | remarks |", "|" + " --- |" * 6]
     for record in records:
-        cells = [_cell(record.get(column, "–")) for column in columns]
+        padding = [side for side in ("right", "left") if record.get(f"padding on the {side}") == "ok"]
+        cells = [
+            record["name"],
+            f"`{record['blocks']}`" if "blocks" in record else "–",
+            ", then ".join(dict.fromkeys(record.get("axes", ["–"]))),
+            " and ".join(padding) or "–",
+            "yes" if record.get("head") == "ok" else "–",
+            "; ".join(_remarks(record)),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Any) -> str:
-    text = str(value).replace("|", "\\|")
-    return text if len(text) <= 120 else text[:119] + "…"
+def _remarks(record: Record) -> Iterator[str]:
+    if record.get("conditioned on ids"):
+        yield "blocks read the token ids again"
+    if max(record.get("calls", [1])) > 1:
+        yield f"blocks run {' to '.join(map(str, sorted(set(record['calls']))))} times"
+    for check in CHECKS:
+        if record.get(check, "ok") != "ok":
+            yield f"**{check}**: {record[check]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check probekit on every architecture of transformers.")
     parser.add_argument("names", nargs="*", help="names in the causal-LM mapping; all of them by default")
-    parser.add_argument("--markdown", type=Path, help="write a table to this file")
+    parser.add_argument("--markdown", type=Path, help="the page whose table to write anew")
     options = parser.parse_args()
     records = []
     for record in survey(options.names or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)):
         print(json.dumps(record), flush=True)
         records.append(record)
     if options.markdown:
-        options.markdown.write_text(table(records), encoding="utf-8")
+        page = options.markdown.read_text(encoding="utf-8")
+        before, _, rest = page.partition(MARKERS[0])
+        _, _, after = rest.partition(MARKERS[1])
+        written = f"{before}{MARKERS[0]}\n\n{table(records)}\n{MARKERS[1]}{after}"
+        options.markdown.write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":

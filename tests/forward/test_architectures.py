@@ -417,9 +417,9 @@ def test_nothing_past_the_deepest_site_runs(architecture: Architecture, sites: l
     assert list(captured) == sites
     expected = [int(index <= deepest) for index in range(len(calls))]
     assert calls == expected
+    layer_map = subject.layer_map(f"block.{deepest}" if deepest >= 0 else "embedding")
     calls[:] = [0] * len(calls)
-    last = f"block.{deepest}" if deepest >= 0 else "embedding"
-    subject.layer_map(last)(subject.embed(IDS))
+    layer_map(subject.embed(IDS))
     assert calls == expected
 
 

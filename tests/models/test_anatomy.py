@@ -310,6 +310,39 @@ def test_blocks_that_read_the_ids_again_need_them() -> None:
     assert torch.equal(activation, subject.capture(ids, ["block.1"])["block.1"])
 
 
+class AddsItLater(OwnModel):
+    """Adds what it reads from the token ids only behind its second block."""
+
+    def forward(self, input_ids: torch.Tensor) -> CausalLMOutput:
+        states = self.words(input_ids)
+        for index, block in enumerate(self.layers):  # type: ignore[arg-type, union-attr]
+            states = block(states)[0]
+            if index == 1:
+                states = states + input_ids[..., None] / 10
+        return CausalLMOutput(logits=self.head(self.after(states)))
+
+
+def test_only_sites_behind_what_reads_the_ids_again_need_them() -> None:
+    subject = probekit.Subject(AddsItLater({"layers": 4}, layers=4))
+    ids = torch.tensor([[1, 2, 3]])
+    assert not subject.conditioned_on_ids
+    assert [subject.reads_ids(f"block.{index}") for index in range(4)] == [False, False, True, True]
+    assert subject.reads_ids("logits")
+    assert subject.conditioned_on_ids
+    subject.layer_map("block.1")
+    with pytest.raises(probekit.UsageError, match="its layer map needs `input_ids`"):
+        subject.layer_map("block.-1")
+    activation = subject.layer_map("block.-1", input_ids=ids)(subject.embed(ids))
+    assert torch.equal(activation, subject.capture(ids, ["block.3"])["block.3"])
+
+
+def test_a_deeper_block_that_does_not_need_them_speaks_for_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = probekit.Subject(OwnModel({"layers": 4}, layers=4))
+    assert not subject.reads_ids("block.3")
+    monkeypatch.setattr(subject.model, "forward", None)  # a forward would fail
+    assert not subject.reads_ids("block.2")
+
+
 # --- what is no causal language model --------------------------------------------------------------------------------
 
 

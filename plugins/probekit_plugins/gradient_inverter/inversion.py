@@ -109,7 +109,7 @@ class Inversion:
         self._ids, padding = subject.batch([prompt.input_ids for prompt in prompts])
         self._padding = None if bool(padding.all()) else padding
         self._rows = torch.arange(len(prompts), device=padding.device).repeat_interleave(options.restarts)
-        shared = not subject.conditioned_on_ids and self._padding is None
+        shared = not subject.reads_ids(site) and self._padding is None
         self._map = site_map(subject, site, options, None) if shared else None
         self._embeddings = at_least_single(subject.embed(self._ids))
         self._masks = Masks(context, site, options.dropout)

@@ -99,7 +99,7 @@ class NextTokens:
         """`[R, T, d]` → one verdict for each row; None where the model embeds tokens otherwise."""
         if not self._asked.reads_embeddings:
             return [None] * len(embeddings)
-        ids = self._prompt.input_ids if self._model.conditioned_on_ids else None
+        ids = self._prompt.input_ids if self._model.reads_ids("logits") else None
         return _agree(_choice(self._model.layer_map("logits", input_ids=ids), embeddings), self._wanted)
 
     def of_tokens(self, input_ids: torch.Tensor) -> Verdicts:

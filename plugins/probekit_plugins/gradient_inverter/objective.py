@@ -25,7 +25,7 @@ def site_map(
     padding: torch.Tensor | None = None,
 ) -> Map:
     """`O_l`, followed by the model's head if the options say so, with dropout on if they do."""
-    ids = input_ids if subject.conditioned_on_ids else None
+    ids = input_ids if subject.reads_ids(site) else None
     layer_map = subject.layer_map(site, input_ids=ids, attention_mask=padding, dropout=options.dropout)
     if options.head == "none":
         return layer_map

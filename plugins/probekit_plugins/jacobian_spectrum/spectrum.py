@@ -56,7 +56,7 @@ class Place:
     """A site's layer map at one prompt's embeddings `[T, d]`: `J` has `n = T d` columns and `m = T w` rows."""
 
     def __init__(self, subject: Subject, prompt: Prompt, site: str) -> None:
-        self.layer_map = subject.layer_map(site, input_ids=prompt.input_ids if subject.conditioned_on_ids else None)
+        self.layer_map = subject.layer_map(site, input_ids=prompt.input_ids if subject.reads_ids(site) else None)
         self.embeddings = at_least_single(subject.embed(prompt.input_ids)[0])
         with torch.no_grad():
             activation = self.layer_map(self.embeddings[None])

@@ -50,7 +50,7 @@ def compare(result: Result, subject: Subject, prompts: Sequence[Prompt], context
 
 def _ways(subject: Subject, prompt: Prompt, site: str, context: Context, key: str) -> dict[str, torch.Tensor]:
     """The gradient `[T, d]` in each way."""
-    layer_map = subject.layer_map(site, input_ids=prompt.input_ids if subject.conditioned_on_ids else None)
+    layer_map = subject.layer_map(site, input_ids=prompt.input_ids if subject.reads_ids(site) else None)
     embeddings = subject.embed(prompt.input_ids)
 
     def differentiable(copies: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -45,11 +45,11 @@ class Walkers:
 
     def _find_map(self) -> None:
         """One layer map for all rows; where blocks read the token ids again, or prompts are padded, the rows' own."""
-        if self.subject.conditioned_on_ids or self._padding is not None:
+        if self.subject.reads_ids(self.site) or self._padding is not None:
             self.layer_map = self._map_of(self._ids, self._padding)
 
     def _map_of(self, ids: torch.Tensor, padding: torch.Tensor | None) -> LayerMap:
-        beside = ids if self.subject.conditioned_on_ids else None
+        beside = ids if self.subject.reads_ids(self.site) else None
         return self.subject.layer_map(self.site, input_ids=beside, attention_mask=padding)
 
     def __len__(self) -> int:
