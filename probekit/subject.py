@@ -58,7 +58,7 @@ class Subject:
         self.anatomy: Anatomy = find_anatomy(self.model, anatomy)
         self._probe = forward.probe_ids(self.model, self.anatomy)
         self._layout = forward.Layout(self.model, self.anatomy, settled)
-        self._padding = forward.Padding(self.model, self.anatomy, settled)
+        self._padding = forward.Padding(self.model, self.anatomy, self._layout, settled)
         self._head_fits = False
         self._reading: dict[str, bool] = {}
         self.reads_ids("block.0")
@@ -123,7 +123,7 @@ class Subject:
             raise UsageError("This model has no tokenizer; give the prompt as token ids (--input-ids 1,2,3).")
         return self.check_ids(encode_text(self.tokenizer, text, special_tokens), repr(text))
 
-    def check_ids(self, ids: Sequence[int], what: str = "the prompt") -> torch.Tensor:
+    def check_ids(self, ids: Sequence[int], what: str = "of token ids") -> torch.Tensor:
         """Token ids as a `[1, sequence]` tensor.
 
         Raises UsageError if there are none, if one is outside the vocabulary, if they are longer than the context, if
@@ -204,10 +204,23 @@ class Subject:
         if not sites:
             return {}
         found = {name: self._layout.site(name) for name in sites}
-        positions = attention_mask is not None and self._padding.check(found, input_ids, attention_mask, self.device)
+        positions = self._checked_padding(sites, attention_mask, input_ids)
         with resting(self.model, self._settled):
-            ids = self.anatomy.rows(input_ids.to(self.device))
-            return forward.capture(self.model, found, ids, attention_mask, positions)
+            ids = input_ids.to(self.device)
+            if attention_mask is not None and attention_mask.dim() == 2:
+                attention_mask = attention_mask.expand(len(ids), -1).to(self.device)
+                if positions is not None and self._reads_padding:  # whatever stands where the mask hides it
+                    ids = ids.masked_fill(attention_mask == 0, padding_token(self.model) or 0)
+            return forward.capture(self.model, found, self.anatomy.rows(ids), attention_mask, bool(positions))
+
+    def _checked_padding(
+        self, sites: Sequence[str], attention_mask: torch.Tensor | None, input_ids: torch.Tensor | None
+    ) -> bool | None:
+        """Whether the model has to be told its positions; None where there is no padding."""
+        if attention_mask is None:
+            return None
+        told = self._padding.check(sites, attention_mask, None if input_ids is None else input_ids.shape)
+        return None if bool(attention_mask.all()) else told
 
     def layer_map(
         self,
@@ -229,8 +242,7 @@ class Subject:
         if input_ids is None and self.reads_ids(site):
             raise UsageError("Blocks of this model read the token ids again, so its layer map needs `input_ids`.")
         found = self._layout.site(site)
-        sites = {found.name: found}
-        positions = attention_mask is not None and self._padding.check(sites, input_ids, attention_mask, self.device)
+        positions = bool(self._checked_padding([site], attention_mask, input_ids))
         parts = (self.model, self.anatomy, self._layout, found)
         return forward.LayerMap(*parts, input_ids, attention_mask, self._settled, dropout, positions)
 
@@ -249,7 +261,7 @@ class Subject:
             self._reading[name] = forward.reads_ids(
                 self.model,
                 self._probe,
-                lambda ids: self.capture(ids, [name])[name],
+                lambda ids: self._captured(name, ids),
                 lambda ids, beside: self._mapped(name, ids, beside),
             )
         return self._reading[name]
@@ -261,8 +273,12 @@ class Subject:
     def _mapped(self, site: str, input_ids: torch.Tensor, beside: torch.Tensor | None) -> torch.Tensor:
         """The activation that the embeddings of token ids give, with these ids, or none, beside them."""
         parts = (self.model, self.anatomy, self._layout, self._layout.site(site))
-        with torch.no_grad():
+        with torch.no_grad(), forward.unedited():
             return forward.LayerMap(*parts, beside, settled=self._settled)(self.embed(input_ids))
+
+    def _captured(self, site: str, input_ids: torch.Tensor) -> torch.Tensor:
+        with forward.unedited():
+            return self.capture(input_ids, [site])[site]
 
     @property
     def conditioned_on_ids(self) -> bool:
@@ -298,7 +314,7 @@ class Subject:
         """The width of what `unembed` reads; None if there is no head, or more than a norm before it."""
         width = forward.head_width(self.anatomy)
         if width is not None and not self._head_fits:  # asked again where it did not: an edit may have been open
-            with resting(self.model, self._settled):
+            with resting(self.model, self._settled), forward.unedited():
                 self._head_fits = forward.reads_the_last_block(self.model, self.anatomy, self._layout)
         return width if self._head_fits else None
 
@@ -400,7 +416,7 @@ class Subject:
             return False
         ids = self._probe.clone()
         ids[0, 1] = padding
-        return not forward.close(self.capture(ids, ["block.0"])["block.0"], self._mapped("block.0", ids, None))
+        return not forward.close(self._captured("block.0", ids), self._mapped("block.0", ids, None))
 
 
 def _short(text: str) -> str:

@@ -12,9 +12,12 @@ from probekit import forward
 from probekit.description.weights import Weights
 from probekit.errors import ModelError, UsageError
 from probekit.models.anatomy import Anatomy
+from probekit.models.passes import trace
 from probekit.models.skeleton import forwards_of, needs_values
 
 LATER = "known once it is loaded"
+LAST, HEAD = "the last block", "the head"
+BEFORE_THE_HEAD = "more than a norm stands before the head: use the site logits instead"
 
 Answer = dict[str, Any]
 
@@ -83,7 +86,7 @@ def abilities(
         "edit": reached,
         "gradients": gradients,
         "generation": _answer(generates, "" if generates else f"{type(model).__name__} does not generate text"),
-        "unembedding": _unembedding(anatomy),
+        "unembedding": _unembedding(model, anatomy, text),
         "quantization": _answer(found["layers"] > 0, layers),
     }
 
@@ -99,6 +102,8 @@ def _gradients(model: nn.Module, anatomy: Anatomy) -> Answer:
                 embeddings = torch.stack([table(ids) for table in anatomy.tables]).sum(0)
             layer_map = forward.LayerMap(model, anatomy, layout, last, settled=True)
             activation = layer_map(embeddings.detach().requires_grad_())
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # as above
         if needs_values(error):
             return _answer(None, LATER)
@@ -106,9 +111,32 @@ def _gradients(model: nn.Module, anatomy: Anatomy) -> Answer:
     return _answer(activation.requires_grad, "" if activation.requires_grad else "the model detaches its activations")
 
 
-def _unembedding(anatomy: Anatomy) -> Answer:
+def _unembedding(model: nn.Module, anatomy: Anatomy, text: Answer) -> Answer:
+    """Whether the head reads the final norm of the last block, as far as shapes and what runs between them show it."""
     if anatomy.unembedding is None:
         return _answer(False, "there is no head")
+    if not text["supported"]:
+        return _answer(text["supported"], LATER if text["supported"] is None else "")
     if forward.head_width(anatomy) is None:
-        return _answer(False, "more than a norm stands before the head: use the site logits instead")
-    return _answer(True)
+        return _answer(False, BEFORE_THE_HEAD)
+    inside = {part for block in anatomy.blocks for part in block.modules()}
+    matrices = {
+        path: module
+        for path, module in model.named_modules()
+        if module not in inside and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+    }
+    try:
+        with forwards_of(model), torch.no_grad():
+            ids = anatomy.rows(forward.probe_ids(model, anatomy))
+            fired = trace(model, {**matrices, LAST: anatomy.blocks[-1], HEAD: anatomy.unembedding}, ids)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # as above
+        return _answer(None, LATER) if needs_values(error) else _answer(False, BEFORE_THE_HEAD)
+    runs = {run.name: run for run in fired}  # the last of each
+    returned, given = (part if part is None else part.shape for part in (runs[LAST].returned, runs[HEAD].given))
+    order = [run.name for run in fired]
+    between = order[len(order) - order[::-1].index(LAST) : order.index(HEAD)]
+    alike = returned is not None and given is not None and (len(returned), returned[-1]) == (len(given), given[-1])
+    other = [path for path in between if matrices[path] is not anatomy.unembedding]
+    return _answer(True) if alike and not other else _answer(False, BEFORE_THE_HEAD)

@@ -5,7 +5,7 @@ Functions of a model and its anatomy. Every hook goes on in a context manager an
 
 from probekit.forward.axes import Axes
 from probekit.forward.capture import capture
-from probekit.forward.edit import edited
+from probekit.forward.edit import edited, unedited
 from probekit.forward.generation import generate
 from probekit.forward.head import head_width, reads_the_last_block, unembed
 from probekit.forward.layer_map import LayerMap
@@ -36,6 +36,7 @@ __all__ = [
     "reads_ids",
     "reads_the_last_block",
     "site_names",
+    "unedited",
     "unembed",
     "vocabulary_size",
 ]

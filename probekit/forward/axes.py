@@ -35,6 +35,15 @@ class Axes:
         """Whether what the module returns is `[batch, sequence, width]` as it is."""
         return (len(self.names), self.batch, self.sequence, self.rows, self.streams, self.start) == (3, 0, 1, 1, 1, 0)
 
+    def fit(self, returned: torch.Tensor, length: int | None = None) -> bool:
+        """Whether what the module returned has these axes, with room for prompts of that length."""
+        if self.batch is None or self.sequence is None:
+            return True
+        if returned.dim() != len(self.names):
+            return False
+        long = returned.shape[self.sequence]
+        return length is None or long // self.streams >= self.start + length
+
     def arrange(self, returned: torch.Tensor, length: int | None = None) -> torch.Tensor:
         """What the module returned as `[batch, sequence, width]`, with streams and a prompt's rows in the width.
 
@@ -43,7 +52,8 @@ class Axes:
         if self.batch is None or (self.in_order and length in (None, returned.shape[1])):
             return returned
         end = None if length is None else self.start + length
-        return self._in_front(returned)[:, self.start : end].flatten(2)
+        parts = self._in_front(returned)[:, self.start : end]
+        return parts.flatten(2) if parts.dim() > 3 else parts
 
     def restore(self, activation: torch.Tensor, returned: torch.Tensor) -> torch.Tensor:
         """What the module returned, with an activation `[batch, sequence, width]` in its place."""
@@ -90,11 +100,13 @@ def compare_shapes(shapes: Mapping[tuple[int, int], Sequence[int]]) -> Axes:
     batch, sequence = [], []
     rows = streams = 1
     start = 0
+    in_turn = True  # the rows of each prompt, one prompt after another
     for (other_prompts, other_tokens), other in shapes.items():
         for axis in (axis for axis, size in enumerate(first) if other[axis] != size):
             more = other[axis] - first[axis]
             if other_prompts != prompts:
-                rows, rest = divmod(more, other_prompts - prompts)
+                rows = more // (other_prompts - prompts)
+                in_turn = rows >= 1 and first[axis] == rows * prompts and other[axis] == rows * other_prompts
                 batch.append(axis)
                 names[axis] = "batch" if rows == 1 else f"{rows} × batch"
             elif axis in batch:
@@ -108,10 +120,10 @@ def compare_shapes(shapes: Mapping[tuple[int, int], Sequence[int]]) -> Axes:
                 sequence.append(axis)
                 names[axis] = "sequence" if streams == 1 else f"{streams} × sequence"
                 names[axis] = f"{start} + {names[axis]}" if start else names[axis]
-    if len(shapes) == 2:  # one length only: the first axis that is as long
-        sequence = [axis for axis, size in enumerate(first[:-1]) if size == tokens and axis not in batch][:1]
-        for axis in sequence:
+    if len(shapes) == 2:  # one length only
+        sequence = [axis for axis, size in enumerate(first[:-1]) if size == tokens and axis not in batch]
+        for axis in sequence if len(sequence) == 1 else []:
             names[axis] = "sequence"
-    if len(batch) != 1 or len(sequence) != 1 or "batch × sequence" in names or (streams > 1 and start):
+    if len(batch) != 1 or len(sequence) != 1 or "batch × sequence" in names or (streams > 1 and start) or not in_turn:
         return Axes(tuple(names), None, None)
     return Axes(tuple(names), batch[0], sequence[0], rows, streams, start)

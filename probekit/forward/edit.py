@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,6 +12,19 @@ from torch import nn
 
 from probekit.errors import UsageError
 from probekit.forward.sites import Site
+
+# Whether probekit is in a pass of its own, to find out what a model does: edits are no part of the model.
+_looking = ContextVar("looking", default=False)
+
+
+@contextmanager
+def unedited() -> Iterator[None]:
+    """While open, no edit acts."""
+    before = _looking.set(True)
+    try:
+        yield
+    finally:
+        _looking.reset(before)
 
 
 @contextmanager
@@ -22,6 +36,8 @@ def edited(site: Site, function: Callable[[torch.Tensor], torch.Tensor]) -> Iter
     """
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if _looking.get():
+            return None
         activation = site.read(output)
         value = function(activation.clone())
         if not isinstance(value, torch.Tensor) or value.shape != activation.shape:

@@ -11,7 +11,7 @@ call is a forward pass of its own.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -109,7 +109,7 @@ class LayerMap:
         if not activation.requires_grad:
             raise ModelError(
                 f"No gradient goes from the embeddings to the activation at '{self.site}': it does not depend on them, "
-                "or the model detaches it. Choose another site, or read its values under torch.no_grad()."
+                "or the model or an open edit detaches it. Choose another site, or read values under torch.no_grad()."
             )
         return activation
 
@@ -141,15 +141,12 @@ class LayerMap:
             activation = self._site.read(output, embeddings.shape[1])
             raise Reached
 
-        handles = [table.register_forward_hook(substitute) for table in self._anatomy.tables]
-        try:
-            handles.append(self._site.module.register_forward_hook(stop))
-            forward(self._model, self._anatomy.rows(self._ids(embeddings)), self._mask(embeddings), self._positions)
-        except Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks, suppress(Reached):
+            for table in self._anatomy.tables:
+                hooks.callback(table.register_forward_hook(substitute).remove)
+            hooks.callback(self._site.module.register_forward_hook(stop).remove)
+            ids = self._anatomy.rows(self._ids(embeddings))
+            forward(self._model, ids, self._mask(embeddings), self._positions)
         if activation is None:
             raise ModelError(f"The site '{self.site}' never ran in a forward pass of this model; choose another site.")
         if first not in seen:

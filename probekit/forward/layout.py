@@ -12,8 +12,10 @@ from torch import nn
 from probekit.errors import ModelError, UsageError
 from probekit.forward.axes import AS_RETURNED, Axes, compare_shapes
 from probekit.forward.capture import capture
+from probekit.forward.edit import unedited
 from probekit.forward.rest import resting
 from probekit.forward.sites import Site, find_site
+from probekit.forward.substitution import close
 from probekit.models.anatomy import Anatomy
 from probekit.models.passes import context_of, text_config
 
@@ -21,7 +23,8 @@ from probekit.models.passes import context_of, text_config
 class Layout:
     """The axes of a model: `embedding` of what its embedding module returns, `blocks` of what each block does.
 
-    Measured when it is made, up to the first block of the last stack; other sites when they are asked for.
+    Measured when it is made, up to the first block of the last stack; other sites when they are asked for. Edits that
+    are open are left out of it.
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, settled: bool = False) -> None:
@@ -42,14 +45,19 @@ class Layout:
             )
         try:
             axes = self._measure({"embedding": table, **stacks})
-        except ModelError as error:
+        except (ModelError, UsageError) as error:
             raise ModelError(
                 f"The token embedding '{anatomy.embedding_path}' or the blocks '{anatomy.blocks_path}' never run in a "
-                f"forward pass of {type(model).__name__}; declare where they are with the hook probekit_anatomy."
+                f"forward pass of {type(model).__name__}, or return no tensor; declare where they are with the hook "
+                "probekit_anatomy."
             ) from error
-        start = self._find_start(table, embeddings) if axes["embedding"].start else 0
-        self.embedding = replace(axes["embedding"], start=start)
-        self.blocks = [replace(axes[parent], start=start if axes[parent].start else 0) for parent in parents]
+        self._start = axes["embedding"].start
+        self._shapes_alone = embeddings.is_meta
+        if self._start and not self._shapes_alone:
+            self._start = self._find_start(table, embeddings)
+        found = {name: self._checked(site, axes[name]) for name, site in {"embedding": table, **stacks}.items()}
+        self.embedding = found["embedding"]
+        self.blocks = [found[parent] for parent in parents]
 
     @property
     def ordinary(self) -> bool:
@@ -69,7 +77,7 @@ class Layout:
         if site.name == "embedding":
             return self.embedding
         if site.name not in self._others:
-            self._others |= self._measure({site.name: site})
+            self._others[site.name] = self._checked(site, self._measure({site.name: site})[site.name])
         return self._others[site.name]
 
     def put(self, returned: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
@@ -85,12 +93,38 @@ class Layout:
         return self.embedding.restore(embeddings.to(own.device, own.dtype), returned)
 
     def _measure(self, sites: Mapping[str, Site]) -> dict[str, Axes]:
-        with resting(self._model, self._settled):
+        with resting(self._model, self._settled), unedited():
             return measure_axes(self._model, self._anatomy, sites)
+
+    def _checked(self, site: Site, axes: Axes) -> Axes:
+        """These axes, if what shapes do not show is known too: which positions are the prompt's, and the order of
+        streams and rows. Else the names alone, and the activation is what the module returns. A model without weights
+        is taken at its shapes.
+        """
+        if self._shapes_alone:
+            return axes
+        known = axes.start in (0, self._start) and (axes.streams == axes.rows == 1 or self._in_turn(site, axes))
+        return axes if known else Axes(axes.names, None, None)
+
+    def _in_turn(self, site: Site, axes: Axes) -> bool:
+        """Whether streams and rows stand as `Axes` takes them: a prompt has the same in a batch as alone, and a change
+        of its last token changes nothing before.
+        """
+        site = replace(site, axes=axes)
+        ids = probe_ids(self._model, self._anatomy)
+        other = torch.cat([ids[:, :-1], ids[:, :1]], 1)
+
+        def read(prompts: torch.Tensor) -> torch.Tensor:
+            return capture(self._model, {"": site}, self._anatomy.rows(prompts))[""]
+
+        with resting(self._model, self._settled), unedited():
+            one, two, both = read(ids), read(other), read(torch.cat([ids, other]))
+        causal = ids.shape[1] > 1 and close(one[:, :-1], two[:, :-1]) and not close(one[:, -1:], two[:, -1:])
+        return close(both, torch.cat([one, two])) and (axes.streams == 1 or causal)
 
     def _find_start(self, table: Site, wanted: torch.Tensor) -> int:
         """Where a prompt's embeddings begin among those that the model reads."""
-        with resting(self._model, self._settled):
+        with resting(self._model, self._settled), unedited():
             ids = probe_ids(self._model, self._anatomy)
             found = capture(self._model, {"embedding": table}, ids)["embedding"]
         length = wanted.shape[1]
@@ -109,7 +143,13 @@ def measure_axes(model: nn.Module, anatomy: Anatomy, sites: Mapping[str, Site]) 
     shorter = [(1, length // 2)] if anatomy.sequence is None and length > 1 else []
     for prompts, tokens in [(1, length), (2, length), *shorter]:
         ids = probe_ids(model, anatomy)[:, :tokens].expand(prompts, -1)
-        for name, activation in capture(model, raw, anatomy.rows(ids)).items():
+        try:
+            found = capture(model, raw, anatomy.rows(ids))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if prompts == 1 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            continue  # a model of one prompt at a time: which axis is the batch is not known then
+        for name, activation in found.items():
             shapes[name][prompts, tokens] = activation.shape
     return {name: compare_shapes(seen) for name, seen in shapes.items()}
 

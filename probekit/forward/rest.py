@@ -5,14 +5,14 @@ With dropout on where that is asked for, which is training mode and nothing else
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from probekit.models.passes import evaluating, neutral_token, padding_token, takes, without_cache
+from probekit.models.passes import evaluating, neutral_token, padding_token, switched, takes, without_cache
 
 
 @contextmanager
@@ -26,23 +26,11 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     repacking = [part for part in model.modules() if vars(part).get("support_avx512bf16_for_cpu")]
     with (
-        _switched(repacking, "support_avx512bf16_for_cpu", False),
-        _switched(trainable, "requires_grad", False),
+        switched(repacking, "support_avx512bf16_for_cpu", False),
+        switched(trainable, "requires_grad", False),
         evaluating(model),
     ):
         yield
-
-
-@contextmanager
-def _switched(parts: Sequence[Any], flag: str, on: bool) -> Iterator[None]:
-    """A flag of these, which is the other way in all of them, turned while open."""
-    try:
-        for part in parts:
-            setattr(part, flag, on)
-        yield
-    finally:
-        for part in parts:
-            setattr(part, flag, not on)
 
 
 @contextmanager
@@ -66,7 +54,7 @@ def dropping_out(model: nn.Module) -> Iterator[None]:
     """
     quiet = [module for module in model.modules() if not module.training and not _learns(module)]
     checkpointing = [module for module in model.modules() if vars(module).get("gradient_checkpointing")]
-    with _switched(checkpointing, "gradient_checkpointing", False), _switched(quiet, "training", True):
+    with switched(checkpointing, "gradient_checkpointing", False), switched(quiet, "training", True):
         yield
 
 

@@ -31,8 +31,18 @@ class Site:
     axes: Axes = AS_RETURNED
 
     def read(self, output: Any, length: int | None = None) -> torch.Tensor:
-        """The activation in what the module returned for prompts of that length."""
-        return self.axes.arrange(read(output, self.name), length)
+        """The activation in what the module returned for prompts of that length.
+
+        Raises UsageError if the module returned other axes than it was measured to.
+        """
+        returned = read(output, self.name)
+        if not self.axes.fit(returned, length):
+            expected = ", ".join(map(str, self.axes.names))
+            raise UsageError(
+                f"The site '{self.name}' returned {tuple(returned.shape)}, where [{expected}] was expected; name the "
+                "path of its module to read it as it is."
+            )
+        return self.axes.arrange(returned, length)
 
     def write(self, output: Any, activation: torch.Tensor) -> Any:
         """The same output with its activation replaced: the rest, the type and the order of axes are kept."""
@@ -41,7 +51,8 @@ class Site:
 
 def site_names(anatomy: Anatomy) -> list[str]:
     """Every named site of a model, in the order in which they run."""
-    names = ["embedding", *(f"block.{index}" for index in range(len(anatomy.blocks)))]
+    embedding = ["embedding"] if len(anatomy.tables) == 1 else []
+    names = [*embedding, *(f"block.{index}" for index in range(len(anatomy.blocks)))]
     return [*names, *(["norm"] if anatomy.norm is not None else []), "logits"]
 
 
@@ -56,6 +67,11 @@ def find_site(model: nn.Module, anatomy: Anatomy, name: str) -> Site:
             raise UsageError(f"There is no site '{name}': the model has {count} blocks, block.0 to block.{count - 1}.")
         return Site(f"block.{index % count}", anatomy.blocks[index])
     if name == "embedding":
+        if len(anatomy.tables) > 1:
+            raise UsageError(
+                f"The embedding of this model is the sum of {len(anatomy.tables)} tables; name one of them, such as "
+                f"{anatomy.embedding_path}.0, or a block."
+            )
         return Site(name, anatomy.embedding)
     if name == "norm" and anatomy.norm is not None:
         return Site(name, anatomy.norm)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -41,9 +41,11 @@ def neutral_token(model: nn.Module) -> int:
 
 
 def padding_token(model: nn.Module) -> int | None:
-    """The token id that the config calls padding, if it names one."""
-    token = getattr(text_config(model), "pad_token_id", None)
-    return token if type(token) is int and token >= 0 else None
+    """The token id that the config calls padding, if it names one that there is."""
+    config = text_config(model)
+    token, count = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    there = type(token) is int and token >= 0 and (type(count) is not int or token < count)
+    return token if there else None
 
 
 def without_cache(model: nn.Module) -> dict[str, bool]:
@@ -120,21 +122,32 @@ def trace(
     def lead(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return output.detach().clone().requires_grad_().clone()  # the model may write into it, but not into a leaf
 
-    handles = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in modules.items()]
-    if until is not None:
-        handles.append(until.register_forward_pre_hook(end))
-    for part in source if isinstance(source, nn.ModuleList) else [source]:
-        if part is not None:
-            handles.append(part.register_forward_hook(lead))
-    try:
-        with evaluating(model), torch.set_grad_enabled(source is not None):
+    sources = list(source) if isinstance(source, nn.ModuleList) else [source] if source is not None else []
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad] if sources else []
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
+        if until is not None:
+            hooks.callback(until.register_forward_pre_hook(end).remove)
+        for part in sources:
+            hooks.callback(part.register_forward_hook(lead).remove)
+        hooks.enter_context(switched(trainable, "requires_grad", False))
+        hooks.enter_context(suppress(_FarEnough))
+        with evaluating(model), torch.set_grad_enabled(bool(sources)):
             model(input_ids=input_ids, **without_cache(model))
-    except _FarEnough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return fired
+
+
+@contextmanager
+def switched(parts: Sequence[Any], flag: str, on: bool) -> Iterator[None]:
+    """A flag of these, which is the other way in all of them, turned while open."""
+    try:
+        for part in parts:
+            setattr(part, flag, on)
+        yield
+    finally:
+        for part in parts:
+            setattr(part, flag, not on)
 
 
 @contextmanager

@@ -168,8 +168,9 @@ def test_modules_that_keep_running_statistics_stay_in_eval() -> None:
     model.transformer.h[1].mlp = Normed(model.transformer.h[1].mlp)
     subject = probekit.Subject(model)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    layer_map = subject.layer_map("block.2", dropout=True)
     modes.clear()
-    subject.layer_map("block.2", dropout=True)(subject.embed(IDS))
+    layer_map(subject.embed(IDS))
     assert modes == [(True, False)]
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
