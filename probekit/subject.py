@@ -277,8 +277,9 @@ class Subject:
             return forward.LayerMap(*parts, beside, settled=self._settled)(self.embed(input_ids))
 
     def _captured(self, site: str, input_ids: torch.Tensor) -> torch.Tensor:
-        with forward.unedited():
-            return self.capture(input_ids, [site])[site]
+        with resting(self.model, self._settled), forward.unedited():
+            found = {site: self._layout.site(site)}
+            return forward.capture(self.model, found, self.anatomy.rows(input_ids))[site]
 
     @property
     def conditioned_on_ids(self) -> bool:
@@ -377,10 +378,16 @@ class Subject:
                 f"Only activations as wide as the embedding ({self.width}) can be decoded by it; this one has width "
                 f"{embeddings.shape[-1]}."
             )
-        if not 1 <= top_k <= self.vocabulary:
-            raise UsageError(f"top_k is {top_k}; expected 1 to {self.vocabulary}, the size of the vocabulary.")
+        count = self._scored(decoder)
+        if not 1 <= top_k <= count:
+            raise UsageError(f"top_k is {top_k}; expected 1 to {count}, the number of tokens that are scored.")
         with torch.no_grad():
             return decoders.top_k(self.decoder(decoder), embeddings.detach(), top_k, self.vocabulary)
+
+    def _scored(self, decoder: str) -> int:
+        """How many tokens a decoder scores: a head may have fewer rows than the embedding."""
+        weight = getattr(self.anatomy.unembedding, "weight", None) if decoder == "unembedding" else None
+        return self.vocabulary if weight is None else min(self.vocabulary, int(weight.shape[0]))
 
     def margins(
         self, decoder: str = "pseudo-inverse", progress: Callable[[int], None] = lambda rows: None
@@ -390,6 +397,11 @@ class Subject:
         Two `[V]` tensors; a token round-trips if its margin is positive. `h_ij` is the decoder's score of token j for
         the embedding of token i; for the pseudo-inverse `h = W(WᵀW)⁻¹Wᵀ`. `progress` is told how many rows are done.
         """
+        if self._scored(decoder) < self.vocabulary:
+            raise UsageError(
+                f"The head scores {self._scored(decoder)} of the {self.vocabulary} tokens that are embedded, so that "
+                "some have no margin; choose another decoder."
+            )
         with torch.no_grad():
             return decoders.margins(self.decoder(decoder), self.embedding_matrix, progress)
 

@@ -30,6 +30,13 @@ def in_parts(
         log(f"Out of memory at {where}; going on with {rows} rows at once.")
 
 
+def without_padding(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`[B, T, w]`, zero where the mask `[B, T, 1]` is. Values at other positions than the prompts', as those of patches
+    of tokens, are left as they are: models that have them are given no padding.
+    """
+    return values * mask.to(values) if values.shape[1] == mask.shape[1] else values
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on CUDA or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from probekit_plugins.batches import without_padding
+
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -46,8 +48,7 @@ class Jacobian:
         self._input = embeddings.detach().requires_grad_()
         self._mask = mask
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            self._output = layer_map(self._input)
-            self._output = self._output * mask.to(self._output)
+            self._output = without_padding(layer_map(self._input), mask)
             self._cotangent = torch.zeros_like(self._output, requires_grad=True)
             (self._pulled,) = torch.autograd.grad(self._output, self._input, self._cotangent, create_graph=True)
 
@@ -151,7 +152,7 @@ def bidiagonalise(
         length: torch.Tensor = torch.linalg.vector_norm(flat, dim=1)
         exhausted = length <= tolerance * scale
         if bool(exhausted.any()):
-            noise = _unit(fill(vector.shape).to(vector).mul(mask).flatten(1))
+            noise = _unit(without_padding(fill(vector.shape).to(vector), mask).flatten(1))
             left_over = _reorthogonalised(noise, basis)
             # Where the basis fills its space, nothing but rounding is left of the noise.
             full = torch.linalg.vector_norm(left_over, dim=1, keepdim=True) < 1e-8

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import UsageError
+from probekit_plugins.head import predicted_tokens
 
 if TYPE_CHECKING:
     from probekit import Subject
@@ -51,6 +52,9 @@ def pieces_of_file(subject: Subject, name: str, length: int, option: str) -> tor
     of that name sets.
     """
     ids = ids_of_file(subject, name, "text")
+    unpredicted = next((index for index in ids if index >= predicted_tokens(subject)), None)
+    if unpredicted is not None:
+        raise UsageError(f"The text '{name}' has a token, {unpredicted}, that this model embeds but never predicts.")
     if len(ids) < length:
         raise UsageError(
             f"The text '{name}' has {len(ids)} tokens, which is less than a piece of {length}; give a longer text or "

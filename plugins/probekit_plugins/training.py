@@ -1,4 +1,4 @@
-"""What short trainings have in common: whom they refuse, and the state from which an interrupted one goes on."""
+"""What short trainings have in common: whom they refuse, gradients without dropout, and the state to go on from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from probekit import AnalysisError
+
 if TYPE_CHECKING:
     from probekit import Subject
 
@@ -16,6 +18,19 @@ def is_quantised(subject: Subject) -> bool:
     """Whether the model's weights are quantised, and so not weights that a step of descent could change."""
     loaded = any(getattr(subject.model, f"is_loaded_in_{bits}", False) for bits in ("8bit", "4bit"))
     return loaded or getattr(subject.model, "hf_quantizer", None) is not None
+
+
+def backward(loss: torch.Tensor, model: nn.Module) -> None:
+    """The gradients of a loss. Raises AnalysisError where the model has none in eval mode, which is how it is trained
+    here: without dropout.
+    """
+    try:
+        loss.backward()
+    except (AssertionError, NotImplementedError) as error:
+        raise AnalysisError(
+            f"{type(model).__name__} cannot be trained without dropout: it computes gradients of its own and refuses "
+            f"them in eval mode ({(str(error).splitlines() or [''])[0]}). Give another architecture."
+        ) from error
 
 
 def state_of(

@@ -33,8 +33,8 @@ SAMPLING: dict[str, Any] = {
 
 
 def can_generate(subject: Subject) -> bool:
-    """Whether the model continues text at all: a plain network does not."""
-    return bool(getattr(subject.model, "can_generate", lambda: False)())
+    """Whether the model continues text at all: a plain network does not, and one of codebooks continues sound."""
+    return subject.has_logits and bool(getattr(subject.model, "can_generate", lambda: False)())
 
 
 def written_pieces(

@@ -29,17 +29,27 @@ def generate(
             f"'{unknown[0]}' is no setting of generation; the settings are those of transformers' GenerationConfig."
             f"{nearest(unknown[0], known)}"
         )
-    try:
-        # What follows the end of a row that ended before others; many models name no padding of their own.
-        chosen = GenerationConfig(**{"pad_token_id": neutral_token(model), **settings})
+    # What follows the end of a row that ended before others; many models name no padding of their own.
+    settings = {"pad_token_id": neutral_token(model), **settings}
+
+    def generated(**more: Any) -> torch.Tensor:
         with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             found: torch.Tensor = generator.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                generation_config=chosen,
+                generation_config=GenerationConfig(**{**settings, **more}),
                 logits_processor=LogitsProcessorList(processors),
             )
+        return found
+
+    try:
+        try:
+            return generated()
+        except (
+            AttributeError,
+            IndexError,
+        ):  # some decoders have no place in the cache that transformers makes for them
+            return generated(use_cache=False)
     except (TypeError, ValueError) as error:
         raise UsageError(f"These settings of generation do not work: {' '.join(str(error).split())}") from None
-    return found

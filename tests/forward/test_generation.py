@@ -20,8 +20,11 @@ from transformers import (
     LlamaForCausalLM,
     LogitsProcessor,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import probekit
+from tests.forward.tiny import make, tiny
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 IDS = torch.tensor([[5, 17, 2], [40, 9, 33]])
@@ -192,3 +195,14 @@ def test_a_setting_that_is_wrong_is_named(subject: probekit.Subject, settings: d
         subject.generate(IDS, **settings)
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["bart", "hrm_text"])
+def test_an_architecture_that_fails_in_its_cache_generates_without_one(name: str) -> None:
+    config_class = CONFIG_MAPPING[name]
+    subject = probekit.Subject(make(MODEL_FOR_CAUSAL_LM_MAPPING[config_class], tiny(config_class)))
+    ids = torch.tensor([[25, 37, 23]])
+    written = subject.generate(ids, max_new_tokens=2, do_sample=False)
+    assert written.shape == (1, 5)
+    following = subject.capture(ids, ["logits"])["logits"][0, -1].argmax()
+    assert int(written[0, 3]) == int(following)

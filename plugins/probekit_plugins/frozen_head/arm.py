@@ -10,7 +10,7 @@ from torch import nn
 from probekit import AnalysisError
 from probekit_plugins.frozen_head.fresh import fresh
 from probekit_plugins.frozen_head.layers import Layers, Snapshot
-from probekit_plugins.training import restore, state_of
+from probekit_plugins.training import backward, restore, state_of
 
 if TYPE_CHECKING:
     from probekit import Context, Subject
@@ -119,7 +119,7 @@ class Arm:
         loss = self.loss(self._corpus.training[self.batches[step]])
         self._found["losses"][step] = self._finite(float(loss.detach()), "loss", step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        backward(loss, self.model)
         self._found["gradients"][step] = self._layers.gradient_norms()
         self._found["weights"][step] = self._layers.weight_norms()
         optimizer.step()

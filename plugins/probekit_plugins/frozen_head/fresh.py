@@ -19,6 +19,11 @@ def check(subject: Subject) -> None:
     """Raise UsageError with one sentence if there is no head to freeze, or no fresh model to be had."""
     if subject.anatomy.unembedding is None or subject.anatomy.unembedding_path is None:
         raise UsageError(f"{type(subject.model).__name__} has no head that could be frozen; give a causal LM.")
+    if not subject.has_logits:
+        raise UsageError(
+            f"{type(subject.model).__name__} has several heads, one for each of its codebooks, and this analysis "
+            "freezes the one head of a model that predicts tokens; give a causal LM of text."
+        )
     if is_quantised(subject):
         raise UsageError(
             "This analysis trains fresh models of the same architecture, which a quantised model does not stand for; "

@@ -116,6 +116,11 @@ class Inversion:
         target = self._activations("target")
         self.drops = options.dropout and not torch.equal(self._activations("target again"), target)
         subject.check_finite(target, f"The activation at {site}")
+        if target.shape[1] != mask.shape[1] and options.target_positions != "all":
+            raise UsageError(
+                f"The activation at {site} has {target.shape[1]} positions, a prompt {mask.shape[1]}, so none of "
+                "the prompt's can be chosen there; leave out -o target_positions."
+            )
         self._target = target.repeat_interleave(options.restarts, 0)
         self._mask = mask.to(target.device).repeat_interleave(options.restarts, 0)
 
@@ -151,8 +156,13 @@ class Inversion:
         """`s·N(mean, σ) + t·x*` for every row."""
         options = self._options
         noise = options.start_mean + self.space.sigma * self._draw("start", self.space.width)
-        target = self._embeddings.repeat_interleave(options.restarts, 0)
-        return self.space.start(noise, target, self._ids[self._rows], (options.noise_share, options.target_share))
+        target, ids = self._embeddings.repeat_interleave(options.restarts, 0), self._ids[self._rows]
+        start = self.space.start(noise, target, ids, (options.noise_share, options.target_share))
+        if self._padding is None:
+            return start
+        # Padding stays what it is: at a vector of zeros some models have no finite gradient, masked or not.
+        padding = self.space.start(torch.zeros_like(noise), target, ids, (0.0, 1.0))
+        return torch.where(self._padding[self._rows, :, None].to(start.device) > 0, start, padding)
 
     def descend_rows(self, chosen: slice, key: str) -> Descent:
         """`x_{n+1} = x_n − η_n ∇ loss(e(x_n))` for some rows at once; its state is saved, and taken up again."""

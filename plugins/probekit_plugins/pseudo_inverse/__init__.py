@@ -27,7 +27,7 @@ class PseudoInverseOptions(probekit.Options):
         ["pseudo-inverse", "nearest", "cosine", "unembedding"], min_length=1, description="Decoders to compare."
     )
     sites: probekit.Sites = Field(
-        "embedding,blocks", description="Sites that the lens decodes; others than d wide are left out."
+        "embedding,blocks", description="Sites that the lens decodes; what is not d wide at every token is left out."
     )
     top_k: int = Field(5, ge=1, description="Candidates to keep for each position.")
     margins: bool = Field(True, description="Measure the margin of every token of the vocabulary (V² scores).")

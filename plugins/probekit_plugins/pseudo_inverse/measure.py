@@ -9,6 +9,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from probekit import AnalysisError, Result, TokenSequence, UsageError
+from probekit_plugins.head import predicted_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +23,14 @@ WEAKEST = 20
 def run(subject: Subject, prompts: Sequence[Prompt], options: PseudoInverseOptions, context: Context) -> Result:
     """Measure the margins and look through the lens. Raises UsageError for a top_k beyond the vocabulary."""
     result = Result()
-    if options.top_k > subject.vocabulary:
-        raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {subject.vocabulary} tokens.")
     decoders = _usable_decoders(subject, result, options)
+    size = predicted_tokens(subject) if "unembedding" in decoders else subject.vocabulary
+    if options.top_k > size:
+        raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {size} tokens.")
     if options.margins:
-        _measure_margins(subject, decoders, result, context)
+        _measure_margins(subject, _with_margins(subject, decoders, result), result, context)
     _look(subject, prompts, decoders, result, options)
-    result.finding = _finding(result, decoders, options)
+    result.finding = _finding(result, decoders)
     return result
 
 
@@ -54,6 +56,18 @@ def _usable_decoders(subject: Subject, result: Result, options: PseudoInverseOpt
             "pseudo-inverse was taken from an eigendecomposition over the directions that are there."
         )
     return chosen
+
+
+def _with_margins(subject: Subject, decoders: Sequence[str], result: Result) -> list[str]:
+    """The decoders that score every token of the vocabulary, its own among them."""
+    scored = predicted_tokens(subject)
+    if "unembedding" not in decoders or scored == subject.vocabulary:
+        return list(decoders)
+    result.notes.append(
+        f"The unembedding has no margins: the model's head scores the first {scored:,} of the {subject.vocabulary:,} "
+        "tokens that it embeds."
+    )
+    return [name for name in decoders if name != "unembedding"]
 
 
 def _margins_of(subject: Subject, name: str, context: Context) -> dict[str, torch.Tensor]:
@@ -125,7 +139,8 @@ def _look(
         ids = prompt.input_ids[0].cpu()
         result.sequences.setdefault("prompt", []).append(TokenSequence(ids.tolist(), prompt.tokens, {"prompt": number}))
         activations = subject.capture(prompt.input_ids, sites)
-        kept = [site for site in sites if activations[site].dim() == 3 and activations[site].shape[-1] == subject.width]
+        decodable = (1, len(ids), subject.width)
+        kept = [site for site in sites if activations[site].shape == decodable]
         for site in kept:
             subject.check_finite(activations[site], f"The activation at {site}")
             for name in decoders:
@@ -152,16 +167,17 @@ def _look(
     left_out = [site for site in sites if site not in kept]
     if left_out:
         result.notes.append(
-            f"Left out of the lens, because they are not {subject.width} wide as the embedding is: "
-            f"{', '.join(left_out)}."
+            f"Left out of the lens, because they are not {subject.width} wide as the embedding is, or have other "
+            f"positions than the prompt: {', '.join(left_out)}."
         )
 
 
-def _finding(result: Result, decoders: Sequence[str], options: PseudoInverseOptions) -> str:
+def _finding(result: Result, decoders: Sequence[str]) -> str:
     lens = result.tables.get("lens", [])
     parts = []
-    if options.margins:
-        rates = ", ".join(f"{name} {result.metrics[f'{name}/round_trip_rate']:.2%}" for name in decoders)
+    found = {name: result.metrics.get(f"{name}/round_trip_rate") for name in decoders}
+    rates = ", ".join(f"{name} {rate:.2%}" for name, rate in found.items() if rate is not None)
+    if rates:
         parts.append(f"Tokens of the vocabulary that decode to themselves: {rates}.")
     if lens:
         last = str(lens[-1]["site"])

@@ -19,7 +19,7 @@ def draw(result: Result, page: Page) -> None:
         dict.fromkeys(str(row["decoder"]) for row in result.tables.get("lens", result.tables.get("weakest", [])))
     )
     if "weakest" in result.tables:
-        _margins(result, page, decoders)
+        _margins(result, page, [name for name in decoders if f"{name}/round_trip_rate" in result.metrics])
     for sequence in result.sequences["prompt"]:
         _lens(result, page, sequence, decoders)
 

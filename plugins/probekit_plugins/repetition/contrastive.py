@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import LogitsProcessor
 
+from probekit_plugins.head import predicted_tokens
+
 if TYPE_CHECKING:
     from probekit import Loop, Subject
 
 
 def ending_tokens(subject: Subject) -> list[int]:
-    """The tokens that would end a text, those that the vocabulary has."""
+    """The tokens that would end a text, those that have a logit."""
     ends = getattr(getattr(subject.model, "generation_config", None), "eos_token_id", None)
     named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    return [index for index in named if 0 <= index < subject.vocabulary]
+    return [index for index in named if 0 <= index < predicted_tokens(subject)]
 
 
 def contrastive_search(

@@ -16,7 +16,7 @@ from probekit import AnalysisError, Subject, UsageError
 from probekit_plugins.repetition.predictions import unlikelihood
 from probekit_plugins.repetition.texts import piece_length, pieces_of_file
 from probekit_plugins.texts import begun
-from probekit_plugins.training import is_quantised, restore, state_of
+from probekit_plugins.training import backward, is_quantised, restore, state_of
 from probekit_plugins.writing import can_generate, written_pieces
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class FineTuning:
                         f"rate (-o unlikelihood_learning_rate={self._options.unlikelihood_learning_rate / 10:.2g})."
                     )
                 optimizer.zero_grad(set_to_none=True)
-                (mle + alpha * repeated).backward()
+                backward(mle + alpha * repeated, model)
                 nn.utils.clip_grad_norm_(parameters.values(), LARGEST_GRADIENT)
                 optimizer.step()
                 loop.end_step(state, mle=losses[step, 0], unlikelihood=losses[step, 1])

@@ -7,7 +7,7 @@ from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from probekit import Result
+from probekit import Result, UsageError
 from probekit_plugins.batches import notes_on_rows
 from probekit_plugins.repetition import decoded, predictions
 from probekit_plugins.repetition.finetuning import FineTuning, check
@@ -58,9 +58,14 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: RepetitionOptions,
 
 
 def _usable(subject: Subject, options: RepetitionOptions, result: Result) -> RepetitionOptions:
-    """Without strategies where the model cannot generate and nobody asked for it."""
-    if can_generate(subject) or not options.strategies or "strategies" in options.model_fields_set:
+    """Without strategies where the model cannot generate and nobody asked for it. Raises UsageError if somebody did."""
+    if can_generate(subject) or not options.strategies:
         return options
+    if "strategies" in options.model_fields_set:
+        raise UsageError(
+            f"{type(subject.model).__name__} does not generate text; give one that does, or leave generation out "
+            "(-o 'strategies=[]')."
+        )
     result.notes.append(f"{type(subject.model).__name__} does not generate text, so none is measured.")
     return options.model_copy(update={"strategies": []})
 

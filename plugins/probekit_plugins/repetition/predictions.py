@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from probekit import UsageError
+from probekit_plugins.head import predicted_tokens
+
 if TYPE_CHECKING:
     from probekit import Subject
 
@@ -32,8 +35,14 @@ def measure(subject: Subject, ids: torch.Tensor, start: int, windows: Sequence[i
 
     `text_rep` is rep/l of the text itself: the share of true next tokens that stand among the l before. What comes
     before `start` is context: windows and the previous tokens reach into it. Raises AnalysisError for logits that are
-    not finite.
+    not finite, UsageError for a token that has none.
     """
+    scored = predicted_tokens(subject)
+    if len(outside := ids[ids >= scored]):
+        raise UsageError(
+            f"The token {int(outside[0])} has no logit: this model's head scores the first {scored:,} of the "
+            f"{subject.vocabulary:,} tokens that it embeds. Leave it out of the prompts."
+        )
     start = max(start, 1)
     length = ids.shape[1]
     rows = max(1, MOST_VALUES // (length * max(subject.vocabulary, length)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import Result, TokenSequence
+from probekit_plugins.head import predicted_tokens
 from probekit_plugins.repetition import predictions
 from probekit_plugins.repetition.figures import of_sequence
 from probekit_plugins.repetition.generation import Generation, Texts
@@ -78,7 +79,8 @@ def write(
 
 def _random(subject: Subject, lengths: tuple[int, int], options: RepetitionOptions, context: Context) -> torch.Tensor:
     generator = context.generator(f"random texts/{lengths}")
-    return torch.randint(subject.vocabulary, (min(options.random_draws, RANDOM_TEXTS), lengths[1]), generator=generator)
+    shape = (min(options.random_draws, RANDOM_TEXTS), lengths[1])
+    return torch.randint(predicted_tokens(subject), shape, generator=generator)
 
 
 def _predicted(

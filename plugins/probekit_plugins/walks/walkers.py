@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from probekit_plugins.batches import without_padding
 from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class Walkers:
 
     def displacement(self, activation: torch.Tensor) -> torch.Tensor:
         """`O − t`, zero at padding."""
-        difference: torch.Tensor = (activation - self.target) * self.mask.to(activation)
-        return difference
+        return without_padding(activation - self.target, self.mask)
 
     def loss(self, embeddings: torch.Tensor) -> torch.Tensor:
         """`‖O_l(e) − t‖₁` for each row, `[B]`."""
@@ -77,8 +77,7 @@ class Walkers:
         """`g = ∇_e Σ O_l(e)`, `[B, T, d]`; the sum leaves out padding."""
         leaf = embeddings.detach().requires_grad_()
         with torch.enable_grad():
-            activation = self.layer_map(leaf)
-            total = (activation * self.mask.to(activation)).sum()
+            total = without_padding(self.layer_map(leaf), self.mask).sum()
         gradient: torch.Tensor
         (gradient,) = torch.autograd.grad(total, leaf)
         return gradient
