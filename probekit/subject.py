@@ -204,23 +204,24 @@ class Subject:
         if not sites:
             return {}
         found = {name: self._layout.site(name) for name in sites}
-        positions = self._checked_padding(sites, attention_mask, input_ids)
+        positions = self._checked_padding(sites, attention_mask, input_ids.shape)
         with resting(self.model, self._settled):
-            ids = input_ids.to(self.device)
+            ids = self._filled(input_ids.to(self.device), attention_mask)
             if attention_mask is not None and attention_mask.dim() == 2:
                 attention_mask = attention_mask.expand(len(ids), -1).to(self.device)
-                if positions is not None and self._reads_padding:  # whatever stands where the mask hides it
-                    ids = ids.masked_fill(attention_mask == 0, padding_token(self.model) or 0)
-            return forward.capture(self.model, found, self.anatomy.rows(ids), attention_mask, bool(positions))
+            return forward.capture(self.model, found, self.anatomy.rows(ids), attention_mask, positions)
 
     def _checked_padding(
-        self, sites: Sequence[str], attention_mask: torch.Tensor | None, input_ids: torch.Tensor | None
-    ) -> bool | None:
-        """Whether the model has to be told its positions; None where there is no padding."""
-        if attention_mask is None:
-            return None
-        told = self._padding.check(sites, attention_mask, None if input_ids is None else input_ids.shape)
-        return None if bool(attention_mask.all()) else told
+        self, sites: Sequence[str], attention_mask: torch.Tensor | None, shape: torch.Size | None
+    ) -> bool:
+        """Whether the model has to be told its positions."""
+        return attention_mask is not None and self._padding.check(sites, attention_mask, shape)
+
+    def _filled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Token ids with the model's own padding where the mask hides them, if it reads where that stands."""
+        if attention_mask is None or attention_mask.dim() != 2 or bool(attention_mask.all()) or not self._reads_padding:
+            return input_ids
+        return torch.where(attention_mask.to(input_ids.device) == 0, padding_token(self.model) or 0, input_ids)
 
     def layer_map(
         self,
@@ -242,7 +243,8 @@ class Subject:
         if input_ids is None and self.reads_ids(site):
             raise UsageError("Blocks of this model read the token ids again, so its layer map needs `input_ids`.")
         found = self._layout.site(site)
-        positions = bool(self._checked_padding([site], attention_mask, input_ids))
+        positions = self._checked_padding([site], attention_mask, None if input_ids is None else input_ids.shape)
+        input_ids = None if input_ids is None else self._filled(input_ids, attention_mask)
         parts = (self.model, self.anatomy, self._layout, found)
         return forward.LayerMap(*parts, input_ids, attention_mask, self._settled, dropout, positions)
 
@@ -254,9 +256,8 @@ class Subject:
         """
         name = forward.find_site(self.model, self.anatomy, site).name
         if name not in self._reading:
-            index = self._index(name)
-            deeper = (known for known, reads in self._reading.items() if not reads and index is not None)
-            if any((self._index(known) or 0) >= (index or 0) for known in deeper):
+            depth = self._depth(name)
+            if any(not reads and 0 <= depth <= self._depth(known) for known, reads in self._reading.items()):
                 return False
             self._reading[name] = forward.reads_ids(
                 self.model,
@@ -266,9 +267,11 @@ class Subject:
             )
         return self._reading[name]
 
-    @staticmethod
-    def _index(name: str) -> int | None:
-        return int(name.removeprefix("block.")) if re.fullmatch(r"block\.\d+", name) else None
+    def _depth(self, name: str) -> int:
+        """How many blocks run before a site; -1 where that is not known."""
+        if match := re.fullmatch(r"block\.(\d+)", name):
+            return int(match[1])
+        return len(self.anatomy.blocks) if name in ("norm", "logits") else -1
 
     def _mapped(self, site: str, input_ids: torch.Tensor, beside: torch.Tensor | None) -> torch.Tensor:
         """The activation that the embeddings of token ids give, with these ids, or none, beside them."""

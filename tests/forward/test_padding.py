@@ -130,6 +130,14 @@ def test_a_model_that_counts_from_padding_tokens_has_them_whatever_stands_in_the
     assert_each_has_what_it_has_alone(subject, captured, "left", "block.-1")
 
 
+def test_so_does_its_layer_map() -> None:
+    subject = subject_of("roberta")
+    ids, mask = padded("left", filling=55)
+    with torch.no_grad():
+        mapped = subject.layer_map("block.-1", ids, attention_mask=mask)(subject.embed(ids))
+    assert_each_has_what_it_has_alone(subject, mapped, "left", "block.-1")
+
+
 # A row that is padded on the left and one that is padded on the right, and a row with a hole beside one on the left.
 @pytest.mark.parametrize("rows", [[[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]], [[1, 0, 1, 0, 1], [0, 1, 1, 1, 1]]])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
