@@ -107,7 +107,9 @@ def needs_values(error: BaseException | None) -> bool:
     """Whether a skeleton's forward failed only because it has no values."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
-        if isinstance(error, NotImplementedError | RuntimeError) and re.search(r"\bmeta\b", str(error), re.I):
+        if isinstance(error, NotImplementedError | RuntimeError) and re.search(
+            "(?<![a-z])meta(?![a-z])", str(error), re.I
+        ):
             return True
         seen.append(error)
         error = error.__cause__ or error.__context__
