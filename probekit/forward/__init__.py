@@ -9,9 +9,8 @@ from probekit.forward.edit import edited, unedited
 from probekit.forward.generation import generate
 from probekit.forward.head import head_width, reads_the_last_block, unembed
 from probekit.forward.layer_map import LayerMap
-from probekit.forward.layout import Layout, measure_axes, probe_ids, probe_length, vocabulary_size
+from probekit.forward.layout import Layout, measure_axes, probe_ids, vocabulary_size
 from probekit.forward.padding import Padding, padded
-from probekit.forward.rest import at_rest
 from probekit.forward.sites import Site, expand_sites, find_site, site_names
 from probekit.forward.substitution import close, reads_ids
 
@@ -21,7 +20,6 @@ __all__ = [
     "Layout",
     "Padding",
     "Site",
-    "at_rest",
     "capture",
     "close",
     "edited",
@@ -32,7 +30,6 @@ __all__ = [
     "measure_axes",
     "padded",
     "probe_ids",
-    "probe_length",
     "reads_ids",
     "reads_the_last_block",
     "site_names",

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import probekit
 from probekit_plugins.frozen_head import FrozenHeadOptions
@@ -19,7 +17,7 @@ from probekit_plugins.repetition import RepetitionOptions
 from probekit_plugins.repetition.contrastive import ending_tokens
 from probekit_plugins.repetition.finetuning import FineTuning
 from probekit_plugins.texts import pieces_of_file
-from tests.forward.tiny import VOCABULARY, make, tiny
+from tests.forward.tiny import VOCABULARY, named
 
 LONG, SHORT = [25, 37, 23, 64, 29], [70, 28, 41]
 # Small enough for a second; the rest are the defaults.
@@ -38,8 +36,7 @@ MORE_TOKENS = ("mllama", "moshi", "cpmant")
 
 
 def odd(name: str) -> probekit.Subject:
-    config_class = CONFIG_MAPPING[name]
-    return probekit.Subject(make(MODEL_FOR_CAUSAL_LM_MAPPING[config_class], tiny(config_class)))
+    return probekit.Subject(named(name))
 
 
 def run(subject: probekit.Subject, name: str, *prompts: list[int], **options: Any) -> probekit.Result:

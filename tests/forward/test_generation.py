@@ -20,11 +20,9 @@ from transformers import (
     LlamaForCausalLM,
     LogitsProcessor,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import probekit
-from tests.forward.tiny import make, tiny
+from tests.forward.tiny import named
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 IDS = torch.tensor([[5, 17, 2], [40, 9, 33]])
@@ -199,8 +197,7 @@ def test_a_setting_that_is_wrong_is_named(subject: probekit.Subject, settings: d
 
 @pytest.mark.parametrize("name", ["bart", "hrm_text"])
 def test_an_architecture_that_fails_in_its_cache_generates_without_one(name: str) -> None:
-    config_class = CONFIG_MAPPING[name]
-    subject = probekit.Subject(make(MODEL_FOR_CAUSAL_LM_MAPPING[config_class], tiny(config_class)))
+    subject = probekit.Subject(named(name))
     ids = torch.tensor([[25, 37, 23]])
     written = subject.generate(ids, max_new_tokens=2, do_sample=False)
     assert written.shape == (1, 5)

@@ -6,27 +6,22 @@ import copy
 from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import probekit
 from probekit.errors import ModelError, UsageError
-from tests.forward.tiny import make, tiny
+from tests.forward.tiny import named
 
 IDS = torch.tensor([[25, 37, 23, 64, 29], [70, 28, 28, 41, 22]])
 
 
 @cache
 def made(name: str) -> nn.Module:
-    config_class = CONFIG_MAPPING[name]
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    return make(model_class, tiny(config_class))
+    return named(name)
 
 
 def subject_of(name: str) -> probekit.Subject:

@@ -12,19 +12,16 @@ from functools import reduce
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import probekit
 from tests.forward.survey import IDS
 from tests.forward.test_hidden_states import ARCHITECTURES
-from tests.forward.tiny import make, tiny
+from tests.forward.tiny import named
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,9 +55,7 @@ def test_captured_blocks_are_what_nnsight_saves(name: str, saved_by_nnsight: Act
 
 
 def model_of(name: str) -> nn.Module:
-    config_class = CONFIG_MAPPING[name]
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    return make(model_class, tiny(config_class))
+    return named(name)
 
 
 def save_all(file: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import probekit
 from probekit.errors import UsageError
-from tests.forward.tiny import make, tiny
+from tests.forward.tiny import make, named, tiny
 
 # Prompts of four lengths, none of them with a special token.
 PROMPTS = [[25, 37, 23, 64, 29], [70, 28], [41], [22, 22, 90]]
@@ -25,9 +24,7 @@ PADDING = 0  # what the tiny configs call padding, those that name one
 
 @cache
 def made(name: str) -> nn.Module:
-    config_class = CONFIG_MAPPING[name]
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    return make(model_class, tiny(config_class))
+    return named(name)
 
 
 def subject_of(name: str) -> probekit.Subject:

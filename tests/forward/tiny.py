@@ -13,6 +13,8 @@ import torch
 import transformers
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 LAYERS = 3
 HIDDEN = 32
@@ -181,6 +183,13 @@ def _without_timm(vision_config: PretrainedConfig) -> PretrainedConfig:
     tower = transformers.ViTConfig(hidden_size=HIDDEN, num_attention_heads=4, num_hidden_layers=1)
     vars(tower).update({name: value for name, value in vars(vision_config).items() if name not in vars(tower)})
     return tower
+
+
+def named(name: str) -> nn.Module:
+    """A tiny model of the architecture of that name in the causal-LM mapping."""
+    config_class = CONFIG_MAPPING[name]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    return make(model_class, tiny(config_class))
 
 
 def make(model_class: type[nn.Module], config: PretrainedConfig) -> nn.Module:

@@ -11,22 +11,18 @@ import pytest
 import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import probekit
 from probekit.errors import ModelError
 from probekit.models.anatomy import find_anatomy
-from tests.forward.tiny import make, tiny
+from tests.forward.tiny import named
 
 IDS = torch.tensor([[25, 37, 23, 64, 29], [70, 28, 28, 41, 22]])
 
 
 @cache
 def model_of(name: str) -> nn.Module:
-    config_class = CONFIG_MAPPING[name]
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    return make(model_class, tiny(config_class))
+    return named(name)
 
 
 def order_of_first_runs(model: nn.Module, paths: list[str]) -> list[str]:
