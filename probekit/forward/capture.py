@@ -11,13 +11,7 @@ from torch import nn
 from probekit.errors import ModelError
 from probekit.forward.rest import forward
 from probekit.forward.sites import Site
-
-
-class Reached(BaseException):
-    """Raised by our own hook to end a forward pass: nothing past the deepest site is computed.
-
-    Not an Exception, so that no `except Exception` on the way takes it for a failure.
-    """
+from probekit.models.passes import Reached
 
 
 def capture(

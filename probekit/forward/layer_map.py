@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from probekit.errors import ModelError, UsageError
-from probekit.forward.capture import Reached
 from probekit.forward.gradients import GradientsOn, noting_off
 from probekit.forward.layout import Layout
 from probekit.forward.replay import Route, hooks_of, traced
 from probekit.forward.rest import dropping_out, forward, resting, stand_in_ids
 from probekit.forward.sites import Site
 from probekit.models.anatomy import Anatomy
+from probekit.models.passes import Reached
 
 # A layer map replays its calls for this many shapes at most.
 SHAPES = 8

@@ -85,8 +85,11 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is other or (not one.is_meta and torch.equal(one, other))
 
 
-class _FarEnough(BaseException):
-    """Raised by our own hook to end a traced forward; not an Exception, so that nothing takes it for a failure."""
+class Reached(BaseException):
+    """Raised by our own hook to end a forward pass: nothing past it is computed.
+
+    Not an Exception, so that no `except Exception` on the way takes it for a failure.
+    """
 
 
 def trace(
@@ -117,7 +120,7 @@ def trace(
         return hook
 
     def end(_module: nn.Module, _inputs: Any) -> None:
-        raise _FarEnough
+        raise Reached
 
     def lead(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return output.detach().clone().requires_grad_().clone()  # the model may write into it, but not into a leaf
@@ -132,7 +135,7 @@ def trace(
         for part in sources:
             hooks.callback(part.register_forward_hook(lead).remove)
         hooks.enter_context(switched(trainable, "requires_grad", False))
-        hooks.enter_context(suppress(_FarEnough))
+        hooks.enter_context(suppress(Reached))
         with evaluating(model), torch.set_grad_enabled(bool(sources)):
             model(input_ids=input_ids, **without_cache(model))
     return fired
