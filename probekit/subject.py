@@ -21,6 +21,7 @@ from probekit.decoding import decoders
 from probekit.errors import AnalysisError, UsageError, nearest
 from probekit.forward.rest import resting
 from probekit.models.anatomy import Anatomy, find_anatomy
+from probekit.models.devices import execution_device
 from probekit.models.loading import LoadedModel, load_model
 from probekit.models.passes import context_of, padding_token
 from probekit.models.spec import ModelSpec, parse_spec
@@ -89,7 +90,7 @@ class Subject:
     @property
     def device(self) -> torch.device:
         """Where token ids and embeddings enter the model."""
-        return next(self.anatomy.embedding.parameters()).device
+        return execution_device(self.anatomy.embedding)
 
     def sites(self) -> list[str]:
         """Every named site, in the order in which they run; dotted module paths are sites as well."""
@@ -338,8 +339,9 @@ class Subject:
     @cached_property
     def embedding_matrix(self) -> torch.Tensor:
         """`W`, `[V, d]`, at least fp32: row i is what the embedding module returns for token i, scale included."""
-        if type(self.anatomy.embedding) is nn.Embedding:
-            matrix = self.anatomy.embedding.weight.detach()
+        embedding = self.anatomy.embedding
+        if type(embedding) is nn.Embedding and not embedding.weight.is_meta:
+            matrix = embedding.weight.detach()
         else:
             ids = torch.arange(self.vocabulary, device=self.device)
             matrix = torch.cat([self.embed(part[None])[0] for part in ids.split(8192)])

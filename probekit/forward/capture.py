@@ -11,6 +11,7 @@ from torch import nn
 from probekit.errors import ModelError
 from probekit.forward.rest import forward
 from probekit.forward.sites import Site
+from probekit.models.offload import Offloaded
 from probekit.models.passes import Reached
 
 
@@ -42,7 +43,7 @@ def capture(
     try:
         for name, site in sites.items():
             handles.append(site.module.register_forward_hook(reader(name, site)))
-        with torch.no_grad():
+        with torch.no_grad(), Offloaded(model).passing(gradients=False):
             forward(model, input_ids, attention_mask, positions)
     except Reached:
         pass

@@ -24,6 +24,8 @@ from probekit.forward.replay import Route, hooks_of, traced
 from probekit.forward.rest import dropping_out, forward, resting, stand_in_ids
 from probekit.forward.sites import Site
 from probekit.models.anatomy import Anatomy
+from probekit.models.devices import execution_device
+from probekit.models.offload import Offloaded
 from probekit.models.passes import Reached
 
 # A layer map replays its calls for this many shapes at most.
@@ -62,10 +64,12 @@ class LayerMap:
         self._settled = settled
         self._dropout = dropout
         self._positions = positions
-        self._device = next(anatomy.embedding.parameters()).device
+        self._device = execution_device(anatomy.embedding)
+        self._offloaded = Offloaded(model)
         # The blocks that a call may be replayed by; none where every call has to draw masks or ends inside a block.
-        replays = not dropout and layout.ordinary and any(block is site.module for block in anatomy.blocks)
-        self._blocks = anatomy.blocks if replays else []
+        # Weights that come and go would be taken for others each time.
+        replays = not (dropout or self._offloaded) and layout.ordinary
+        self._blocks = anatomy.blocks if replays and any(block is site.module for block in anatomy.blocks) else []
         # Whether the model itself switches gradients off on the way; seen in the first call that wants them.
         self._switches_off: bool | None = None
         # By shape, dtype and device of the embeddings; None where replaying is not the same.
@@ -78,8 +82,16 @@ class LayerMap:
             raise UsageError(f"Embeddings have the shape {tuple(embeddings.shape)}; expected [batch, sequence, width].")
         dropping = dropping_out(self._model) if self._dropout else nullcontext()
         with resting(self._model, self._settled), dropping:
-            # Inside torch.func models make other masks.
-            if not self._blocks or torch._C._functorch.is_functorch_wrapped_tensor(embeddings):
+            inside_func = torch._C._functorch.is_functorch_wrapped_tensor(embeddings)
+            if self._offloaded:
+                if inside_func:
+                    raise ModelError(
+                        "torch.func does not go through weights that are offloaded; use torch.autograd, or a model "
+                        "that is in memory."
+                    )
+                with self._offloaded.passing(embeddings.requires_grad and torch.is_grad_enabled()):
+                    return self._differentiable(embeddings)
+            if not self._blocks or inside_func:  # where models make other masks
                 return self._differentiable(embeddings)
             kind = (embeddings.shape, embeddings.dtype, embeddings.device)
             if kind in self._routes:

@@ -17,6 +17,7 @@ from probekit.forward.rest import resting
 from probekit.forward.sites import Site, find_site
 from probekit.forward.substitution import close
 from probekit.models.anatomy import Anatomy
+from probekit.models.devices import execution_device
 from probekit.models.passes import context_of, text_config
 
 
@@ -164,7 +165,7 @@ def probe_ids(model: nn.Module, anatomy: Anatomy) -> torch.Tensor:
     rare, and from its beginning again where there are too few.
     """
     count = vocabulary_size(model, anatomy)
-    device = next(anatomy.embedding.parameters()).device
+    device = execution_device(anatomy.embedding)
     return (count // 2 + torch.arange(probe_length(model, anatomy), device=device))[None] % count
 
 

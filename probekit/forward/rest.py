@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probekit.models.passes import evaluating, neutral_token, padding_token, switched, takes, without_cache
+from probekit.models.passes import evaluating, frozen, neutral_token, padding_token, switched, takes, without_cache
 
 
 @contextmanager
@@ -20,17 +20,36 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     """Eval mode and frozen parameters while open; each module's own mode and each parameter's own flag afterwards.
 
     Parameters that require gradients would make every backward pass compute theirs too: 2.3 times the cost of one
-    block. bitsandbytes' 4-bit layers keep their weights too: on some CPUs they would rewrite them at the first forward
-    without gradients, for a kernel that has no gradient.
+    block.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    repacking = [part for part in model.modules() if vars(part).get("support_avx512bf16_for_cpu")]
     with (
-        switched(repacking, "support_avx512bf16_for_cpu", False),
-        switched(trainable, "requires_grad", False),
+        unpacked(model),
+        frozen(model),
         evaluating(model),
     ):
         yield
+
+
+@contextmanager
+def unpacked(model: nn.Module) -> Iterator[None]:
+    """bitsandbytes' layers as they are, while open and afterwards.
+
+    On some CPUs 4-bit layers would rewrite their weights at the first forward without gradients, for a kernel that has
+    no gradient. And their forward casts biases for good, to the type that it computes in.
+    """
+    layers = [part for part in model.modules() if type(part).__module__.startswith("bitsandbytes")]
+    repacking = [layer for layer in layers if vars(layer).get("support_avx512bf16_for_cpu")]
+    biases = [layer.bias for layer in layers if isinstance(layer.bias, nn.Parameter)]
+    values = [bias.data for bias in biases]
+    types = [{name: value for name, value in vars(layer).items() if name.startswith("compute_")} for layer in layers]
+    try:
+        with switched(repacking, "support_avx512bf16_for_cpu", False):
+            yield
+    finally:
+        for bias, value in zip(biases, values, strict=True):
+            bias.data = value
+        for layer, found in zip(layers, types, strict=True):
+            vars(layer).update(found)
 
 
 @contextmanager

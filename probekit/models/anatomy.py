@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from probekit.errors import ModelError, nearest
+from probekit.models.devices import execution_device
 from probekit.models.passes import context_of, neutral_token, on_ids_alone, text_config
 from probekit.models.structure import find_blocks, find_norm
 
@@ -73,7 +74,7 @@ def find_anatomy(model: nn.Module, declared: Mapping[str, str | int | None] | No
             "declare its path with the hook probekit_anatomy."
         )
     tables = len(embedding) if isinstance(embedding, nn.ModuleList) else 1
-    device = next(model.parameters()).device
+    device = execution_device(embedding)
     input_ids = torch.full((tables, sequence or min(2, context_of(model) or 2)), neutral_token(model), device=device)
     named = declared_paths.get("blocks")
     if named:

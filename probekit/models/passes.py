@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from probekit.errors import ModelError
+from probekit.models.offload import Offloaded
 
 
 def text_config(model: nn.Module) -> Any:
@@ -126,7 +127,6 @@ def trace(
         return output.detach().clone().requires_grad_().clone()  # the model may write into it, but not into a leaf
 
     sources = list(source) if isinstance(source, nn.ModuleList) else [source] if source is not None else []
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad] if sources else []
     with ExitStack() as hooks:
         for name, module in modules.items():
             hooks.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
@@ -134,8 +134,10 @@ def trace(
             hooks.callback(until.register_forward_pre_hook(end).remove)
         for part in sources:
             hooks.callback(part.register_forward_hook(lead).remove)
-        hooks.enter_context(switched(trainable, "requires_grad", False))
+        if sources:
+            hooks.enter_context(frozen(model))
         hooks.enter_context(suppress(Reached))
+        hooks.enter_context(Offloaded(model).passing(gradients=False))
         with evaluating(model), torch.set_grad_enabled(bool(sources)):
             model(input_ids=input_ids, **without_cache(model))
     return fired
@@ -151,6 +153,32 @@ def switched(parts: Sequence[Any], flag: str, on: bool) -> Iterator[None]:
     finally:
         for part in parts:
             setattr(part, flag, not on)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires gradients while open, and each has its own flag afterwards.
+
+    By module and name: the parameters of an offloaded module are other objects after each forward.
+    """
+    trainable = [
+        (module, name)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.requires_grad
+    ]
+
+    def require(required: bool) -> None:
+        for module, name in trainable:
+            parameter = module._parameters[name]
+            if parameter is not None:
+                parameter.requires_grad = required
+
+    try:
+        require(False)
+        yield
+    finally:
+        require(True)
 
 
 @contextmanager
