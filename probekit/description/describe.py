@@ -9,7 +9,7 @@ from torch import nn
 
 from probekit import forward
 from probekit.description.abilities import abilities, site_axes
-from probekit.description.placement import placement
+from probekit.description.placement import describe_placement
 from probekit.description.weights import Weights
 from probekit.errors import ModelError
 from probekit.models.anatomy import Anatomy, find_anatomy
@@ -60,7 +60,7 @@ def describe(spec: ModelSpec, plugins: Plugins | None = None, load: bool = False
         "sites": {name: None if names is None else list(names) for name, names in axes.items()},
         "parameters": weights.counts(),
         "memory": weights.memory(),
-        "placement": placement(found.model, spec) if is_skeleton(found.model) else None,
+        "placement": describe_placement(found.model, spec) if is_skeleton(found.model) else None,
         "supports": abilities(*runs, weights, axes, text),
         "loaded": None if subject is None else _loaded(subject),
     }

@@ -81,6 +81,8 @@ class Weights:
         if precision in PRECISIONS:
             return count * self._kept(parameter, PRECISIONS[precision]).itemsize
         rows = self._rows.get(id(parameter))
+        if precision == "nf4" and id(parameter) in self._biases:
+            return count * torch.float32.itemsize  # what these layers compute in
         if rows is None:
             return count * self._kept(parameter, self._dtype).itemsize
         return count + 4 * rows if precision == "int8" else -(-count // 2) + 4 * -(-count // _BLOCK)
@@ -109,6 +111,11 @@ class Weights:
             id(layer.weight): layer.weight.shape[1] if isinstance(layer, Conv1D) else layer.weight.shape[0]
             for _, layer in converted_layers(self._model)
         }
+
+    @cached_property
+    def _biases(self) -> set[int]:
+        """The biases of the layers that bitsandbytes converts."""
+        return {id(layer.bias) for _, layer in converted_layers(self._model) if layer.bias is not None}
 
     def converted(self) -> dict[str, int]:
         """The number of linear layers that are quantised where int8 or nf4 is asked for, and of their weights."""

@@ -9,19 +9,32 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from probekit.errors import ModelError, UsageError
 from probekit.models.demo import DEMO_FOLDER
-from probekit.models.failures import first_words, in_sentences, quiet_libraries
-from probekit.models.quantization import check_reading_back, keep_quantized_weights, quantization_config
+from probekit.models.depth import cut
+from probekit.models.devices import execution_device, is_dispatched, is_offloaded, offloading
+from probekit.models.failures import in_sentences, quiet_libraries
+from probekit.models.heap import give_back_large
+from probekit.models.placement import Placement, check_devices, placement
+from probekit.models.quantization import (
+    check_quantised,
+    check_reading_back,
+    keep_quantised_weights,
+    quantised_as,
+    quantised_layers,
+    quantization_config,
+)
+from probekit.models.sources import commit, find_source, load_tokenizer, on_meta, read_config, weights_hash
 from probekit.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -47,7 +60,7 @@ def load_model(spec: ModelSpec, plugins: Plugins | None = None) -> LoadedModel:
         return provided
     source = find_source(spec.name)
     with quiet_libraries(), in_sentences(spec):
-        config = read_config(source, spec)
+        config = cut(read_config(source, spec), spec)
         tokenizer, missing_tokenizer = load_tokenizer(source, spec)
         model = _random_model(config, spec) if spec.weights == "random" else _pretrained_model(source, config, spec)
     facts = _provenance(spec, source)
@@ -66,6 +79,12 @@ def provided_model(spec: ModelSpec, plugins: Plugins | None) -> LoadedModel | No
     if provided is None:
         return None
     model, tokenizer = provided
+    if spec.device is not None:
+        if is_dispatched(model) or quantised_layers(model):
+            raise UsageError(
+                f"'{spec.name}' is placed by the plugin that loads it, and must not be moved; leave --device out."
+            )
+        model = model.to(spec.device)
     facts: dict[str, Any] = {"source": "plugin", "weights_sha256": state_hash(model)}
     if tokenizer is None:
         facts["tokenizer"] = "none (the plugin that loads the model gives none)"
@@ -73,97 +92,114 @@ def provided_model(spec: ModelSpec, plugins: Plugins | None) -> LoadedModel | No
 
 
 def _settled(model: nn.Module, tokenizer: Any | None, facts: dict[str, Any], spec: ModelSpec) -> LoadedModel:
-    """The model on its device, in eval mode and frozen, with the facts that only it can tell."""
-    if spec.device is not None and spec.device_map is None and spec.quantization is None:
-        model = model.to(spec.device)
+    """The model in eval mode and frozen, with the facts that only it can tell."""
     model.eval()
     model.requires_grad_(False)
-    keep_quantized_weights(model)
-    if spec.quantization in ("nf4", "fp4"):
+    keep_quantised_weights(model)
+    if spec.quantization is not None:
+        check_quantised(model, spec)
+    if layers := quantised_layers(model):
         check_reading_back(model, spec)
+        facts["quantization"] = layers
     facts["architecture"] = type(model).__name__
     facts["dtype"] = str(getattr(model, "dtype", None) or next(model.parameters()).dtype).removeprefix("torch.")
     device_map = getattr(model, "hf_device_map", None)
     facts["device"] = (
-        {key: str(value) for key, value in device_map.items()} if device_map else str(next(model.parameters()).device)
+        {key: str(value) for key, value in device_map.items()} if device_map else str(execution_device(model))
     )
-    facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    tied = getattr(model, "all_tied_weights_keys", None) or {}  # offloading takes these apart
+    kept = [part for name, part in model.named_parameters() if not (part.is_meta and name in tied)]
+    facts["parameters"] = sum(part.numel() for part in kept)
     return LoadedModel(model, tokenizer, facts)
-
-
-def find_source(name: str) -> str:
-    """The folder or hub name behind a model name. Raises ModelError if it can be neither."""
-    if name == "demo":
-        return str(DEMO_FOLDER)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"The folder '{name}' has no config.json; expected a model folder as save_pretrained() writes it."
-            )
-        return str(path)
-    if path.is_file():
-        raise ModelError(f"'{name}' is a file; expected a model folder as save_pretrained() writes it, or a hub name.")
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"There is no folder '{name}'; give a model folder, a name on the hub, or 'demo'.")
-    return name
-
-
-def read_config(source: str, spec: ModelSpec) -> Any:
-    """The config behind a source, with the first blocks only where the spec says so."""
-    config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    if spec.depth is not None:
-        _cut(config, spec.depth)
-    return config
-
-
-def check_devices(spec: ModelSpec) -> None:
-    """Raise UsageError where the spec names devices that are not there, or that contradict each other."""
-    if spec.device is not None and spec.device_map is not None:
-        raise UsageError("Both a device and a device map are given; give one of them.")
-    if spec.max_memory is not None and spec.device_map is None:
-        raise UsageError("The memory of each device is given, but no device map that shards; add --device-map auto.")
-    if spec.device is None:
-        return
-    try:
-        device = torch.device(spec.device)
-    except RuntimeError:
-        raise UsageError(
-            f"'{spec.device}' is not a device; expected 'cpu', 'cuda', 'cuda:0', 'mps' or the like."
-        ) from None
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UsageError(f"There is no device '{spec.device}' here ({torch.cuda.device_count()} CUDA devices).")
 
 
 def _dtype(name: str) -> torch.dtype | str:
     return "auto" if name == "auto" else getattr(torch, name)
 
 
-def _placement(spec: ModelSpec) -> dict[str, Any]:
-    """The keyword arguments of from_pretrained() for precision and placement."""
-    arguments: dict[str, Any] = {"dtype": _dtype(spec.dtype)}
-    if spec.quantization is not None:
-        arguments["quantization_config"] = quantization_config(spec.quantization)
-    if spec.device_map is not None:
-        arguments["device_map"] = spec.device_map
-        arguments["max_memory"] = spec.max_memory
-    elif spec.quantization is not None:
-        arguments["device_map"] = {"": spec.device or ("cuda" if torch.cuda.is_available() else "cpu")}
-    return arguments
-
-
 def _pretrained_model(source: str, config: Any, spec: ModelSpec) -> nn.Module:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source,
-        config=config,
-        revision=spec.revision,
-        trust_remote_code=spec.trust_remote_code,
-        output_loading_info=True,
-        **_placement(spec),
-    )
-    model: nn.Module = loaded[0]
-    _check_fit(model, loaded[1], spec)
+    already = quantised_as(config)
+    if already and spec.quantization not in (None, already):
+        raise UsageError(
+            f"The weights of '{spec.name}' are quantised already ({already}), and cannot be quantised as "
+            f"{spec.quantization}; leave --quantization out."
+        )
+    precision = getattr(config, "dtype", None) if spec.dtype == "auto" else _dtype(spec.dtype)
+    if spec.quantization in ("nf4", "fp4") and precision == torch.float64:
+        raise UsageError(
+            f"bitsandbytes makes {spec.quantization} weights from float32, bfloat16 or float16, not from float64; "
+            "add --dtype float32."
+        )
+    with ExitStack() as kept:
+        # For what goes to disk and is not in the checkpoint.
+        folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="probekit-"))
+        arguments, spread = _arguments(config, spec, already, folder)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+            **arguments,
+        )
+        model: nn.Module = loaded[0]
+        _check_fit(model, loaded[1], spec)
+        if spread is not None:
+            _spread_out(model, spread, folder, spec)
+        if is_offloaded(model):
+            weakref.finalize(model, kept.pop_all().close)
     return model
+
+
+def _arguments(
+    config: Any, spec: ModelSpec, already: str | None, folder: str
+) -> tuple[dict[str, Any], Placement | None]:
+    """What from_pretrained() takes for precision and placement, and where its parts go where that is done here."""
+    arguments: dict[str, Any] = {"dtype": _dtype(spec.dtype)}
+    if spec.quantization is not None and not already:
+        arguments["quantization_config"] = quantization_config(spec.quantization)
+    if spec.quantization is not None or already:
+        give_back_large()
+    spread = _spread(config, spec, already)
+    if spread is not None:
+        arguments["device_map"] = {"": "cpu"}
+        if "quantization_config" in arguments:
+            from probekit.models.spilling import SpillingConfig  # imports bitsandbytes
+
+            plain = arguments["quantization_config"]
+            arguments["quantization_config"] = SpillingConfig(plain, spread.device_map, folder)
+    elif spec.device_map is not None:
+        arguments |= {"device_map": spec.device_map, "max_memory": spec.max_memory, "offload_folder": folder}
+    elif spec.device is not None:
+        arguments["device_map"] = {"": spec.device}
+    elif spec.quantization is not None or already:
+        arguments["device_map"] = {"": "cuda" if torch.cuda.is_available() else "cpu"}
+    return arguments, spread
+
+
+def _spread(config: Any, spec: ModelSpec, already: str | None) -> Placement | None:
+    """Where the parts of a quantised model go, if the device map leaves some where they are not computed with.
+
+    transformers would keep those in fp32, or refuse the map.
+    """
+    kind: Any = spec.quantization or (already if already in ("int8", "nf4", "fp4") else None)
+    if spec.device_map is None or (kind is None and isinstance(spec.device_map, str)):
+        return None
+    dtype = None if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    found = placement(on_meta(config, spec, dtype), spec.model_copy(update={"quantization": kind}))
+    return found if kind is not None and found.offloads() else None
+
+
+def _spread_out(model: Any, spread: Placement, folder: str, spec: ModelSpec) -> None:
+    from probekit.models.spilling import SpillingConfig, spill
+    from probekit.models.streaming import spread as spread_out
+
+    if spec.dtype != "auto":  # what has the precision of the checkpoint is mapped from there
+        spill(model, spread.device_map, folder)
+    spread_out(model, spread.device_map)
+    used = model.config.quantization_config
+    if isinstance(used, SpillingConfig):  # so that the model can be saved
+        model.config.quantization_config = model.hf_quantizer.quantization_config = used.plain
 
 
 def _check_fit(model: nn.Module, info: dict[str, Any], spec: ModelSpec) -> None:
@@ -201,41 +237,16 @@ def _random_model(config: Any, spec: ModelSpec) -> nn.Module:
             config, dtype=dtype, trust_remote_code=spec.trust_remote_code
         )
     if spec.quantization is None and spec.device_map is None:
-        return model
-    with tempfile.TemporaryDirectory() as folder:  # the normal path quantises and places only what it loads
+        return model if spec.device is None else model.to(spec.device)
+    with ExitStack() as kept:
+        # The normal path quantises and places only what it loads.
+        folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="probekit-"))
         model.save_pretrained(folder)  # type: ignore[operator]
         del model
-        placed: nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=spec.trust_remote_code, **_placement(spec)
-        )
+        placed = _pretrained_model(folder, config, spec)
+        if is_offloaded(placed):
+            weakref.finalize(placed, kept.pop_all().close)
     return placed
-
-
-def _cut(config: Any, depth: int) -> None:
-    """Keep the first `depth` blocks of the text config, with its lists of one entry a block."""
-    text = config.get_text_config(decoder=True)
-    full = text.num_hidden_layers
-    if depth > full:
-        raise UsageError(f"A depth of {depth} blocks was asked for, but the model has {full}.")
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == full:
-            setattr(text, name, value[:depth])
-    text.num_hidden_layers = depth
-
-
-def load_tokenizer(source: str, spec: ModelSpec) -> tuple[Any | None, str]:
-    """The tokenizer, or None with the reason: prompts then have to be given as token ids."""
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of no files
-            return None, "none (it comes with no tokenizer files)"
-        return tokenizer, ""
-    except Exception as error:  # the libraries behind the many tokenizer classes raise what they like
-        if "trust_remote_code" in str(error):
-            raise
-        return None, f"none ({type(error).__name__}: {first_words(error)})"
 
 
 def _provenance(spec: ModelSpec, source: str) -> dict[str, Any]:
@@ -247,32 +258,19 @@ def _provenance(spec: ModelSpec, source: str) -> dict[str, Any]:
     return {"source": "hub", "revision": commit(source, spec.revision)}
 
 
-def commit(source: str, revision: str | None) -> str | None:
-    """The commit on the hub that a revision stands for, as far as the cache knows it."""
-    # transformers does not say which commit it took, but what it took is in the cache now, in a folder named by it.
-    config = try_to_load_from_cache(source, "config.json", revision=revision)
-    return Path(config).parent.name if isinstance(config, str) else revision
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's weight files, in order of name."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def state_hash(model: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and bytes of a model's state, in its own order.
 
-    What is not there, because it is offloaded, counts by its name, type and shape.
+    What is offloaded is fetched; what is nowhere counts by its name, type and shape.
     """
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         if not isinstance(value, torch.Tensor):  # a module may keep in its state what it likes
             continue
+        path, _, own = name.rpartition(".")
+        hook = offloading(model.get_submodule(path)) if value.is_meta else None
+        if hook is not None and own in hook.weights_map:
+            value = hook.weights_map[own]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         if not value.is_meta:
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from probekit.errors import ModelError
 from probekit.models.spec import ModelSpec
@@ -15,8 +18,6 @@ from probekit.models.spec import ModelSpec
 def quantization_config(quantization: str) -> BitsAndBytesConfig:
     """What from_pretrained() takes for `int8` (LLM.int8()), `nf4` or `fp4`."""
     if quantization == "int8":
-        # One line for every layer and step otherwise; int8 is what was asked for.
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_not_about_casting)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_compute_dtype=torch.float32)
 
@@ -25,15 +26,81 @@ def _is_not_about_casting(record: logging.LogRecord) -> bool:
     return "inputs will be cast" not in str(record.msg)
 
 
-def keep_quantized_weights(model: nn.Module) -> None:
-    """Switch off the repacking of 4-bit weights on CPUs with AVX512-BF16.
+def quantised_as(config: Any) -> str | None:
+    """How the weights of a checkpoint are quantised already, if they are: `int8`, `nf4`, `fp4`, or another method."""
+    for part in (config, config.get_text_config(decoder=True)):
+        found = getattr(part, "quantization_config", None)
+        if found is None:
+            continue
+        said = found if isinstance(found, dict) else found.to_dict()
+        if said.get("load_in_8bit"):
+            return "int8"
+        if said.get("load_in_4bit"):
+            return str(said.get("bnb_4bit_quant_type", "fp4"))
+        method = said.get("quant_method", "unknown")
+        return str(getattr(method, "value", method))
+    return None
 
-    There the first forward without gradients rewrites the weights for a kernel that rounds to bfloat16, has no
-    gradient and takes no other width than multiples of 64: a layer map would be another function than its capture.
+
+def quantised_layers(model: nn.Module) -> dict[str, int]:
+    """How many layers are quantised by bitsandbytes, by kind (`int8`, `nf4`, `fp4`), and how many linear ones are not.
+
+    Empty for a model without any. A layer counts by what its weight is: int8 numbers, or packed ones with their scales.
+    """
+    found = Counter(_kind(module) for module in model.modules())
+    del found[""]
+    return dict(found) if found.keys() - {"not"} else {}
+
+
+def _kind(module: nn.Module) -> str:
+    weight = getattr(module, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        return str(state.quant_type)
+    if type(module).__name__ == "Linear8bitLt" and weight is not None and weight.dtype == torch.int8:
+        return "int8"
+    return "not" if isinstance(module, nn.Linear | Conv1D) else ""
+
+
+def check_quantised(model: nn.Module, spec: ModelSpec) -> None:
+    """Raise ModelError unless there are layers of the kind that was asked for, and of no other."""
+    kinds = quantised_layers(model).keys() - {"not"}
+    if not kinds:
+        raise ModelError(
+            f"'{spec.name}' has no linear layer that bitsandbytes converts, so it cannot be quantised to "
+            f"{spec.quantization}; leave --quantization out."
+        )
+    if kinds != {spec.quantization}:
+        raise ModelError(
+            f"'{spec.name}' was to be quantised to {spec.quantization}, but has layers of {', '.join(sorted(kinds))}."
+        )
+
+
+def keep_quantised_weights(model: nn.Module) -> None:
+    """Keep bitsandbytes from changing a model's state while it runs.
+
+    On CPUs with AVX512-BF16 the first forward without gradients rewrites 4-bit weights for a kernel that rounds to
+    bfloat16, has no gradient and takes no other width than multiples of 64: a layer map would be another function than
+    its capture. And the biases of 4-bit layers are cast for good, by the first forward, to the type that is computed
+    in: here beforehand.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        for bias, computed in cast_biases(module):
+            bias.data = bias.data.to(computed)
+    if quantised_layers(model).get("int8"):
+        # One line for every layer and step otherwise; int8 is what was asked for.
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_not_about_casting)
+
+
+def cast_biases(module: nn.Module) -> list[tuple[nn.Parameter, torch.dtype]]:
+    """The bias of a 4-bit layer that its forward casts for good, and the type that it computes in."""
+    computed = getattr(module, "compute_dtype", None)
+    bias = getattr(module, "bias", None)
+    if not (isinstance(computed, torch.dtype) and isinstance(bias, nn.Parameter)) or bias.dtype == computed:
+        return []
+    return [(bias, computed)]
 
 
 def check_reading_back(model: nn.Module, spec: ModelSpec) -> None:
@@ -58,6 +125,6 @@ def check_reading_back(model: nn.Module, spec: ModelSpec) -> None:
         packed, scales = quantize_4bit(weights, blocksize=state.blocksize, quant_type=state.quant_type)
         if (dequantize_4bit(packed, scales) - weights).norm() > 0.15 * weights.norm():
             raise ModelError(
-                f"'{spec.name}' cannot be quantised to {spec.quantization} here: the kernel of bitsandbytes for "
+                f"'{spec.name}' cannot be computed in {state.quant_type} here: the kernel of bitsandbytes for "
                 f"{device} reads weights of the width {width} ({path}) back wrongly; use --quantization int8 or none."
             )

@@ -19,11 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers import AutoModelForCausalLM
 
 from probekit.models.demo import DEMO_FOLDER
+from probekit.models.depth import cut
 from probekit.models.failures import in_sentences, quiet_libraries
-from probekit.models.loading import LoadedModel, check_devices, commit, find_source, load_tokenizer, read_config
+from probekit.models.loading import LoadedModel
+from probekit.models.placement import check_devices
+from probekit.models.sources import commit, find_source, load_tokenizer, on_meta, read_config
 from probekit.models.spec import ModelSpec
 
 # The largest tensor that is computed for real beside a skeleton; larger ones are left without values.
@@ -41,16 +43,13 @@ def skeleton(spec: ModelSpec) -> LoadedModel:
     check_devices(spec)
     source = find_source(spec.name)
     with quiet_libraries(), in_sentences(spec):
-        config = read_config(source, spec)
+        config = cut(read_config(source, spec), spec)
         tokenizer, missing_tokenizer = load_tokenizer(source, spec)
         checkpoint, said_by = _checkpoint_dtype(config, source, spec)
         dtype = checkpoint if spec.dtype == "auto" else getattr(torch, spec.dtype)
         # Another way to compute the same, with shapes that do not depend on where tokens are routed.
         config._experts_implementation = "batched_mm"
-        with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=spec.trust_remote_code
-            )
+        model = on_meta(config, spec, dtype)
     folder = Path(source)
     place = "demo" if folder == DEMO_FOLDER else "folder" if folder.is_dir() else "hub"
     facts: dict[str, Any] = {"source": place}

@@ -1,15 +1,13 @@
 """The one Vega runtime of a page: taken from vl-convert, kept on disk by its version.
 
-Bundling takes vl-convert a few seconds, and the bundle only changes with vl-convert. It is kept in `$PROBEKIT_CACHE`,
-else `$XDG_CACHE_HOME/probekit`, else `~/.cache/probekit`. A cached file names the hash of its own text, so that a
-truncated or altered one is made again rather than put into a report.
+Bundling takes vl-convert a few seconds, and the bundle only changes with vl-convert, so it is kept in the cache. A
+cached file names the hash of its own text, so that a truncated or altered one is made again rather than put into a
+report.
 """
 
-import contextlib
 import hashlib
-import os
-import tempfile
-from pathlib import Path
+
+from probekit import cache
 
 # vega-embed brings Vega's expression interpreter and uses it where a spec is embedded with `ast: true`.
 _SNIPPET = "globalThis.probekitEmbed = vegaEmbed;"
@@ -29,14 +27,11 @@ def vega_runtime() -> str | None:
     except ImportError:
         return None
     version = str(getattr(vl_convert, "__version__", "unknown"))
-    directory = _cache_directory()
-    path = directory and directory / f"vega-{version}-{_digest(_OPENING + _SNIPPET + _CLOSING)[:8]}.js"
-    cached = path and _read(path)
-    if cached:
+    name = f"vega-{version}-{_digest(_OPENING + _SNIPPET + _CLOSING)[:8]}.js"
+    if cached := _read(name):
         return cached
     script = _script(vl_convert.javascript_bundle(_SNIPPET))
-    if path:
-        _write(path, script)
+    cache.write(name, f"// {_digest(script)}\n{script}".encode())
     return script
 
 
@@ -50,39 +45,12 @@ def _script(bundle: str) -> str:
     return script
 
 
-def _cache_directory() -> Path | None:
-    """Where the bundle is kept; None where there is no home, because a report can be drawn without a cache."""
-    own = os.environ.get("PROBEKIT_CACHE")
-    if own:
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
+def _read(name: str) -> str | None:
     try:
-        return (Path(shared) if shared else Path.home() / ".cache") / "probekit"
-    except RuntimeError:
-        return None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        digest, _, script = path.read_bytes().decode("utf-8").partition("\n")
-    except (OSError, UnicodeDecodeError):
+        digest, _, script = (cache.read(name) or b"").decode("utf-8").partition("\n")
+    except UnicodeDecodeError:
         return None
     return script if digest == f"// {_digest(script)}" else None
-
-
-def _write(path: Path, script: str) -> None:
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Under a name of its own and then renamed, so that a second process never reads half a file.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(f"// {_digest(script)}\n{script}".encode())
-                file.flush()
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
 
 
 def _digest(text: str) -> str:

@@ -254,8 +254,8 @@ def test_a_config_that_makes_no_model_ends_with_one_sentence(
     [
         (["--depth", "99"], 2, "99 blocks"),
         (["--device", "nowhere"], 2, "'nowhere' is not a device"),
-        (["--device-map", "nowhere"], 4, "nowhere"),
-        (["--device-map", "auto", "--max-memory", "cpu=lots"], 4, "lots"),
+        (["--device-map", "nowhere"], 2, "'nowhere' is no device map; expected auto, balanced,"),
+        (["--device-map", "auto", "--max-memory", "cpu=lots"], 2, "'lots' is no size of memory"),
         (["--blocks", "transformer.wte"], 4, "not a list of decoder blocks"),
     ],
 )

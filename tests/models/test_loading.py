@@ -447,7 +447,7 @@ def test_a_device_map_is_the_same_model(saved: Callable[..., Path]) -> None:
     ("options", "sentence"),
     [
         ({"device": "cpu", "device_map": "auto"}, "Both a device and a device map are given"),
-        ({"device": "gpu"}, "'gpu' is not a device; expected 'cpu', 'cuda'"),
+        ({"device": "gpu"}, "'gpu' is not a device; expected 'cpu', 'cuda:0'"),
         ({"device": "cuda:99"}, "There is no device 'cuda:99' here"),
     ],
     ids=["both", "unknown", "absent"],

@@ -1,0 +1,105 @@
+"""Sources: what a model's name stands for, its config, its tokenizer, and how its weights are told from others."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from probekit import cache
+from probekit.errors import ModelError
+from probekit.models.demo import DEMO_FOLDER
+from probekit.models.failures import first_words
+from probekit.models.spec import ModelSpec
+
+# The hashes of files of more bytes, unchanged for so many seconds, are kept: hashing 6 GB takes 4 s.
+LARGE, SETTLED = 1 << 26, 2
+
+
+def find_source(name: str) -> str:
+    """The folder or hub name behind a model name. Raises ModelError if it can be neither."""
+    if name == "demo":
+        return str(DEMO_FOLDER)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"The folder '{name}' has no config.json; expected a model folder as save_pretrained() writes it."
+            )
+        return str(path)
+    if path.is_file():
+        raise ModelError(f"'{name}' is a file; expected a model folder as save_pretrained() writes it, or a hub name.")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"There is no folder '{name}'; give a model folder, a name on the hub, or 'demo'.")
+    return name
+
+
+def read_config(source: str, spec: ModelSpec) -> Any:
+    """The config behind a source."""
+    return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+
+
+def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model of a config without weights: its tensors have shapes and no values."""
+    precision = {} if dtype is None else {"dtype": dtype}
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=spec.trust_remote_code, **precision
+        )
+    return model
+
+
+def load_tokenizer(source: str, spec: ModelSpec) -> tuple[Any | None, str]:
+    """The tokenizer, or None with the reason: prompts then have to be given as token ids."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of no files
+            return None, "none (it comes with no tokenizer files)"
+        return tokenizer, ""
+    except Exception as error:  # the libraries behind the many tokenizer classes raise what they like
+        if "trust_remote_code" in str(error):
+            raise
+        return None, f"none ({type(error).__name__}: {first_words(error)})"
+
+
+def commit(source: str, revision: str | None) -> str | None:
+    """The commit on the hub that a revision stands for, as far as the cache knows it."""
+    # transformers does not say which commit it took, but what it took is in the cache now, in a folder named by it.
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else revision
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's weight files, in order of name."""
+    digest = hashlib.sha256()
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for path, found in zip(files, pool.map(_file_hash, files), strict=True):
+            digest.update(path.name.encode())
+            digest.update(found)
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> bytes:
+    """SHA-256 of a file. That of a large one is kept until the file is another, or was written anew."""
+    state = path.stat()
+    known = f"{path.resolve()} {state.st_ino} {state.st_size} {state.st_mtime_ns}"
+    name = f"weights-{hashlib.sha256(known.encode()).hexdigest()[:32]}"
+    settled = state.st_size > LARGE and time.time() - state.st_mtime > SETTLED
+    kept = cache.read(name) if settled else None
+    if kept is not None and len(kept) == hashlib.sha256().digest_size:
+        return kept
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").digest()
+    if settled:
+        cache.write(name, found)
+    return found
