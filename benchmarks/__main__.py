@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import layer_map_step, memory, pseudo_inverse, restarts, walks
+from benchmarks import layer_map_step, memory, placement, pseudo_inverse, restarts, walks
 from benchmarks.machine import conditions
 from benchmarks.outcome import Outcome, Settings
 
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "pseudo-inverse": pseudo_inverse.run,
     "walks": walks.run,
     "memory": memory.run,
+    "placement": placement.run,
 }
 OUTPUT = Path("reports/output/bench/latest.json")
 

@@ -48,8 +48,13 @@ class Timings:
     def ratio(self, side: str, *to: str) -> Ratio:
         """How many times as long a side took as another, or as several one after the other, round by round."""
         others = [sum(together) for together in zip(*(self.seconds[each] for each in to), strict=True)]
-        ratios = [mine / theirs for mine, theirs in zip(self.seconds[side], others, strict=True)]
-        return Ratio(median(ratios), percentile(ratios, 10), percentile(ratios, 90))
+        return by_round(self.seconds[side], others)
+
+
+def by_round(mine: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """The ratio of two sides' figures, round by round: of times, or of memory."""
+    ratios = [one / other for one, other in zip(mine, theirs, strict=True)]
+    return Ratio(median(ratios), percentile(ratios, 10), percentile(ratios, 90))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -6,17 +6,13 @@ Garbage collection is off while it is measured: what is left over by a step must
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import os
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
 
 from benchmarks.descent import Descent
 from benchmarks.models import TOKENS, gpt2
 from benchmarks.outcome import Figure, Outcome, Settings
+from benchmarks.process import TELLS, afresh, forget_peak, live_tensors, peak_mib, resident_mib
 
 RESTARTS = 8
 # The first and the last of so many steps are compared, after as many that are not.
@@ -24,31 +20,8 @@ WINDOW = 100
 GOAL_MIB = 1.0
 
 
-def live_tensors() -> int:
-    """How many tensors there are in this process that Python knows of."""
-    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-
-
-def resident_mib() -> float:
-    """The memory that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def peak_mib() -> float:
-    """The most memory that this process has held since it was last asked to forget."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) / 2**10
-
-
-def forget_peak() -> None:
-    """Start the peak anew, from what is held now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def growth(steps: int, threads: int) -> dict[str, float]:
+def growth(steps: int) -> dict[str, float]:
     """What grows between the second hundred steps of a descent and the last."""
-    torch.set_num_threads(threads)
     subject = gpt2(depth=1)
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(0, subject.vocabulary, (1, TOKENS), generator=generator)
@@ -81,12 +54,10 @@ def growth(steps: int, threads: int) -> dict[str, float]:
 def run(settings: Settings) -> Outcome:
     """Measure in a fresh process, whose peak no other benchmark has set."""
     outcome = Outcome("Memory over 1000 steps")
-    if not sys.platform.startswith("linux"):
+    if not TELLS:
         outcome.notes.append("Left out: it reads what only Linux tells.")
         return outcome
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        grown = pool.submit(growth, 20 if settings.quick else 1000, torch.get_num_threads()).result()
+    grown = afresh(growth, 20 if settings.quick else 1000)
     outcome.figures += [
         Figure("live tensors, after step 1000 − after step 200", grown["tensors"], unit="", goal=0),
         Figure("resident memory, steps 901–1000 − steps 101–200", grown["resident"], unit="MiB", goal=GOAL_MIB),

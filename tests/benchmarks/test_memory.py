@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import probekit
 from benchmarks.descent import Descent
-from benchmarks.memory import live_tensors
+from benchmarks.process import live_tensors
 
 
 @pytest.fixture
