@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         Sites,
         TokenSequence,
     )
-    from probekit.errors import AnalysisError, ModelError, PluginError, ProbekitError, UsageError
+    from probekit.errors import AnalysisError, ModelError, PluginError, ProbekitError, UsageError, out_of_memory
     from probekit.forward import LayerMap
     from probekit.hookspecs import hookimpl
     from probekit.models.anatomy import Anatomy
@@ -68,6 +68,7 @@ _HOME = {
     "compare": "runs.comparison",
     "hookimpl": "hookspecs",
     "load": "subject",
+    "out_of_memory": "errors",
     "read_run": "runs",
     "resume": "runs",
     "run": "runs",
@@ -105,6 +106,7 @@ __all__ = [
     "compare",
     "hookimpl",
     "load",
+    "out_of_memory",
     "read_run",
     "resume",
     "run",

@@ -6,8 +6,18 @@ traceback.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# What allocators say beside what accelerate knows: the CPU's on other systems, CUDA's libraries, CUDA's own runtime,
+# files that are mapped into memory, and C++.
+_MEMORY = re.compile(
+    r"not enough memory|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|CUDA error: out of memory|CUDA out of memory"
+    r"|cannot allocate memory|std::bad_alloc",
+    re.IGNORECASE,
+)
 
 
 class ProbekitError(Exception):
@@ -42,3 +52,27 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean …?' with the nearest known word, or an empty string if none is near."""
     match = get_close_matches(word, list(known), n=1)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: a device's, the CPU's or Python's own."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if not isinstance(error, RuntimeError) or "CUDNN_STATUS_NOT_SUPPORTED" in str(error):
+        return False  # accelerate takes the latter for memory, but a shape that cuDNN does not take says it too
+    return bool(should_reduce_batch_size(error)) or _MEMORY.search(str(error)) is not None
+
+
+def size(count: float) -> str:
+    """Bytes in words: `3.1 GiB`."""
+    unit = "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if count < 1000:
+            break
+        count, unit = count / 1024, larger
+    return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"

@@ -2,32 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache
+
+from probekit import out_of_memory
 
 if TYPE_CHECKING:
-    from probekit import Subject
+    from probekit import Context, Options, Subject
 
 Part = TypeVar("Part")
 
 
-def in_parts(
-    count: int, at_once: int | None, compute: Callable[[slice], Part], log: Callable[[str], None], where: str
-) -> Sequence[Part]:
-    """`compute` of slices that cover `count` rows: all at once or `at_once`, halved while memory runs out."""
-    rows = at_once or count
-    while True:
+class Batches:
+    """Independent rows, all at once or so many as the options say, and half as many whenever memory runs out.
+
+    What was halved once stays so for the batches that follow. Where memory ran out is kept for a run that is resumed,
+    so that it goes on in the same batches.
+    """
+
+    def __init__(self, context: Context, options: Options | None = None) -> None:
+        """The option is `rows_at_once`, where there is one."""
+        self._context = context
+        self._has_option = hasattr(options, "rows_at_once")
+        self._at_once: int | None = getattr(options, "rows_at_once", None)
+        self._halved = False
+        with torch.enable_grad():
+            self._leaf = torch.zeros((), requires_grad=True)
+            self._early = self._leaf * 1
+
+    def parts(self, count: int, compute: Callable[[slice], Part], where: str, most: int | None = None) -> list[Part]:
+        """`compute` of slices that cover `count` rows, `most` at once; `where` names the batch within the analysis.
+
+        `compute` is called for the same rows again if memory runs out. What it was at then is set free before.
+        """
+        rows = max(1, min(self._at_once or count, most or count, count))
+        while True:
+            key = f"out of memory/{where}/{rows} rows"
+            if rows == 1 or not self._is_known(key):
+                try:
+                    return [compute(slice(first, min(first + rows, count))) for first in range(0, count, rows)]
+                except Exception as error:
+                    if not out_of_memory(error):
+                        raise
+                    self._forget_pending()
+                    if rows == 1:
+                        error.add_note(f"at {where}, with one row at once")
+                        raise
+                # Only here: until the exception is gone, its traceback holds the tensors of what failed.
+                clear_device_cache(garbage_collection=True)
+                self._context.stage(key, lambda: {"rows": torch.tensor(rows)})  # noqa: B023
+            rows = -(-rows // 2)
+            self.limit(rows)
+            self._context.log(f"Out of memory at {where}; going on with {rows} rows at once.")
+
+    def joined(
+        self, count: int, compute: Callable[[slice], torch.Tensor], where: str, most: int | None = None
+    ) -> torch.Tensor:
+        """The same for one tensor, joined along its first dimension."""
+        return torch.cat(self.parts(count, compute, where, most))
+
+    def _forget_pending(self) -> None:
+        """Have autograd forget what a backward pass that failed had still to do: on the CPU its queue keeps that, and
+        with it the graph, until it comes to a node that is older; and that is `early`.
+        """
+        torch.autograd.grad(self._early, self._leaf, retain_graph=True)
+
+    def _is_known(self, key: str) -> bool:
+        """Whether memory ran out there before, in a run that is resumed."""
+
+        def unknown() -> dict[str, torch.Tensor]:
+            raise LookupError
+
         try:
-            return [compute(slice(first, min(first + rows, count))) for first in range(0, count, rows)]
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or rows == 1:
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        rows = -(-rows // 2)
-        log(f"Out of memory at {where}; going on with {rows} rows at once.")
+            self._context.stage(key, unknown)
+        except LookupError:
+            return False
+        return True
+
+    @property
+    def halved_to(self) -> int:
+        """So many rows at once after memory ran out; 0 if it never did."""
+        return self._at_once or 0 if self._halved else 0
+
+    def limit(self, rows: int) -> None:
+        """Never more rows at once from now on, because memory ran out; nothing for 0."""
+        if rows:
+            self._at_once = min(rows, self._at_once or rows)
+            self._halved = True
+
+    def notes(self) -> list[str]:
+        """What a reader has to know of how many rows were computed at once."""
+        if not self._halved:
+            return []
+        again = f"; -o rows_at_once={self._at_once} does so from the start" if self._has_option else ""
+        return [f"Memory ran out, so that in the end {self._at_once} rows were computed at once{again}."]
 
 
 def without_padding(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -35,11 +106,6 @@ def without_padding(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     of tokens, are left as they are: models that have them are given no padding.
     """
     return values * mask.to(values) if values.shape[1] == mask.shape[1] else values
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on CUDA or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def notes_on_rows(subject: Subject) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from probekit_plugins.batches import without_padding
+from probekit import Context
+from probekit_plugins.batches import Batches, without_padding
 
 Map = Callable[[torch.Tensor], torch.Tensor]
 
@@ -38,6 +39,8 @@ class Operator(Protocol):
 class Jacobian:
     """`J` at one point for each row of a batch: `J v` and `Jᵀ u`, `[B, T, d]` ↔ `[B, T, w]`, zero at padding.
 
+    Both are where the embeddings are, also where the model computes `O(e)` on another device.
+
     One forward pass, then about one backward pass for a product. `Jᵀu` is the backward pass itself. It is linear in u,
     so `Jv` is its derivative: a backward pass through the backward pass. That needs no forward-mode derivatives, which
     quantised layers do not have; fused attention has no second derivative, so attention is computed by its formula.
@@ -54,7 +57,7 @@ class Jacobian:
 
     @property
     def output(self) -> torch.Tensor:
-        """`O(e)`, zero at padding."""
+        """`O(e)`, zero at padding, on the device where the model computes it."""
         return self._output.detach()
 
     def times(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -62,7 +65,7 @@ class Jacobian:
         given = (vectors * self._mask).to(self._pulled)
         with sdpa_kernel(SDPBackend.MATH):
             (found,) = torch.autograd.grad(self._pulled, self._cotangent, given, retain_graph=True)
-        return found.double()
+        return found.to(self._input.device, torch.float64)
 
     def transposed_times(self, vectors: torch.Tensor) -> torch.Tensor:
         """`Jᵀ u`, in float64."""
@@ -195,14 +198,17 @@ def _reorthogonalised(vector: torch.Tensor, basis: list[torch.Tensor]) -> torch.
     return vector
 
 
-def dense(layer_map: Map, embeddings: torch.Tensor, at_once: int = 256) -> torch.Tensor:
+def dense(
+    layer_map: Map, embeddings: torch.Tensor, at_once: int = 256, batches: Batches | None = None, where: str = "dense"
+) -> torch.Tensor:
     """`J` itself for one prompt, `[T, d]` → `[T w, T d]` in float64, column by column: for small models."""
     count = embeddings.numel()
-    found = []
-    for first in range(0, count, at_once):
-        chosen = torch.arange(first, min(first + at_once, count), device=embeddings.device)
-        columns = torch.nn.functional.one_hot(chosen, count).to(embeddings).view(len(chosen), *embeddings.shape)
+
+    def columns(rows: slice) -> torch.Tensor:
+        chosen = torch.arange(rows.start, rows.stop, device=embeddings.device)
+        vectors = torch.nn.functional.one_hot(chosen, count).to(embeddings).view(len(chosen), *embeddings.shape)
         mask = torch.ones(len(chosen), embeddings.shape[0], 1, device=embeddings.device)
         jacobian = Jacobian(layer_map, embeddings.expand(len(chosen), -1, -1), mask)
-        found.append(jacobian.times(columns).flatten(1))
-    return torch.cat(found).T
+        return jacobian.times(vectors).flatten(1)
+
+    return (batches or Batches(Context())).joined(count, columns, where, at_once).T

@@ -10,6 +10,7 @@ from probekit_plugins.texts import beginning
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
+    from probekit_plugins.batches import Batches
 
 # Said outright, because transformers fills what is left open from the model's own generation settings.
 PLAIN: dict[str, Any] = {
@@ -38,28 +39,26 @@ def can_generate(subject: Subject) -> bool:
 
 
 def written_pieces(
-    subject: Subject, prompt: Prompt, count: int, length: int, rows: int, context: Context, label: str
+    subject: Subject, prompt: Prompt, count: int, length: int, rows: int, context: Context, label: str, batches: Batches
 ) -> torch.Tensor:
     """Pieces that the model writes itself at temperature 1, after what begins a text, or the prompt's first token.
 
-    `[count, length]`, without what begins them, `rows` at a time, each batch a stage of the run. The token that would
-    end a text is never generated.
+    `[count, length]`, without what begins them, `rows` at a time at most, each batch a stage of the run. The token
+    that would end a text is never generated.
     """
     start = beginning(subject)
     own = [] if start else prompt.input_ids[0, :1].tolist()
     new = length - len(own)
     ids = torch.tensor([start + own])
-    parts = []
     with context.progress(label, count) as progress:
-        for first in range(0, count, rows):
-            at_once = min(rows, count - first)
-            seed = int(torch.randint(2**62, (1,), generator=context.generator(f"own text/{first}")))
 
-            def write(at_once: int = at_once, seed: int = seed) -> dict[str, torch.Tensor]:
-                settings = {**PLAIN, **SAMPLING, "max_new_tokens": new, "min_new_tokens": new}
-                return {"ids": subject.generate(ids.expand(at_once, -1), seed, **settings)}
+        def write(chosen: slice) -> torch.Tensor:
+            size = chosen.stop - chosen.start
+            seed = int(torch.randint(2**62, (1,), generator=context.generator(f"own text/{chosen.start}")))
+            settings = {**PLAIN, **SAMPLING, "max_new_tokens": new, "min_new_tokens": new}
+            key = f"own text/{chosen.start} to {chosen.stop}"
+            found = context.stage(key, lambda: {"ids": subject.generate(ids.expand(size, -1), seed, **settings)})
+            progress.step(size)
+            return found["ids"][:, len(start) :]
 
-            found = context.stage(f"own text/{first}", write)["ids"]
-            parts.append(found[:, len(start) :])
-            progress.step(at_once)
-    return torch.cat(parts)
+        return batches.joined(count, write, label, rows)

@@ -10,7 +10,7 @@ from torch import nn
 
 from probekit import forward
 from probekit.description.weights import Weights
-from probekit.errors import ModelError, UsageError
+from probekit.errors import ModelError, UsageError, out_of_memory
 from probekit.models.anatomy import Anatomy
 from probekit.models.passes import trace
 from probekit.models.skeleton import forwards_of, needs_values
@@ -39,9 +39,9 @@ def site_axes(model: nn.Module, anatomy: Anatomy) -> tuple[dict[str, tuple[str |
                 measured = forward.measure_axes(model, anatomy, sites)
             except (ModelError, UsageError):  # one site never runs, or returns no tensor
                 measured = _one_by_one(model, anatomy, sites)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # what a model raises where it is given text alone
+        if out_of_memory(error):
+            raise
         if needs_values(error):
             return found, _answer(None, LATER)
         return found, _answer(False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
@@ -102,9 +102,9 @@ def _gradients(model: nn.Module, anatomy: Anatomy) -> Answer:
                 embeddings = torch.stack([table(ids) for table in anatomy.tables]).sum(0)
             layer_map = forward.LayerMap(model, anatomy, layout, last, settled=True)
             activation = layer_map(embeddings.detach().requires_grad_())
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # as above
+        if out_of_memory(error):
+            raise
         if needs_values(error):
             return _answer(None, LATER)
         return _answer(False, (str(error).splitlines() or [type(error).__name__])[0])
@@ -129,9 +129,9 @@ def _unembedding(model: nn.Module, anatomy: Anatomy, text: Answer) -> Answer:
         with forwards_of(model), torch.no_grad():
             ids = anatomy.rows(forward.probe_ids(model, anatomy))
             fired = trace(model, {**matrices, LAST: anatomy.blocks[-1], HEAD: anatomy.unembedding}, ids)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # as above
+        if out_of_memory(error):
+            raise
         return _answer(None, LATER) if needs_values(error) else _answer(False, BEFORE_THE_HEAD)
     runs = {run.name: run for run in fired}  # the last of each
     returned, given = (part if part is None else part.shape for part in (runs[LAST].returned, runs[HEAD].given))

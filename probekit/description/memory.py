@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import get_max_memory
+from accelerate.utils.memory import clear_device_cache
 
 from probekit.subject import Subject
 
@@ -91,6 +94,15 @@ def _mapped_files() -> list[tuple[int, int]]:
         return []
     ranges = [line.split(maxsplit=1)[0].split("-") for line in lines if line.endswith(".safetensors")]
     return [(int(start, 16), int(end, 16)) for start, end in ranges]
+
+
+def give_back() -> None:
+    """Give back what is no longer used but kept for later: garbage, the devices' caches and the heap's free parts."""
+    clear_device_cache(garbage_collection=True)
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
 
 def free(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probekit.errors import ModelError, UsageError
+from probekit.errors import ModelError, UsageError, out_of_memory
 from probekit.forward.gradients import GradientsOn, noting_off
 from probekit.forward.layout import Layout
 from probekit.forward.replay import Route, hooks_of, traced
@@ -130,6 +130,8 @@ class LayerMap:
         try:
             torch.autograd.grad(activation.sum(), embeddings, retain_graph=True, allow_unused=True)
         except (AssertionError, NotImplementedError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             raise ModelError(
                 f"{type(self._model).__name__} computes gradients of its own and refuses them in eval mode at "
                 f"'{self.site}' ({(str(error).splitlines() or [''])[0]}); choose the site of a block."

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from probekit.errors import ModelError, UsageError
+from probekit.errors import ModelError, UsageError, out_of_memory
 from probekit.forward.axes import AS_RETURNED, Axes, compare_shapes
 from probekit.forward.capture import capture
 from probekit.forward.edit import unedited
@@ -147,7 +147,7 @@ def measure_axes(model: nn.Module, anatomy: Anatomy, sites: Mapping[str, Site]) 
         try:
             found = capture(model, raw, anatomy.rows(ids))
         except (RuntimeError, ValueError, AssertionError) as error:
-            if prompts == 1 or isinstance(error, torch.OutOfMemoryError):
+            if prompts == 1 or out_of_memory(error):
                 raise
             continue  # a model of one prompt at a time: which axis is the batch is not known then
         for name, activation in found.items():

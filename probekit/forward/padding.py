@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from probekit.errors import UsageError
+from probekit.errors import UsageError, out_of_memory
 from probekit.forward.capture import capture
 from probekit.forward.edit import unedited
 from probekit.forward.layout import Layout, probe_ids
@@ -111,7 +111,7 @@ class Padding:
                 try:
                     padded = capture(self._model, site, self._anatomy.rows(ids), mask, told)[block]
                 except Exception as error:
-                    if not told or isinstance(error, torch.OutOfMemoryError):
+                    if not told or out_of_memory(error):
                         raise
                     continue  # it takes no positions, or not those
                 own = padded[:, count:] if left else padded[:, : prompt.shape[1]]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
-import torch
+from accelerate.utils.memory import clear_device_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -17,10 +20,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from probekit.errors import ModelError, UsageError
+from probekit.errors import ModelError, UsageError, out_of_memory, size
 from probekit.models.spec import ModelSpec
+
+_estimating = ContextVar("estimating", default=False)
 
 
 @contextmanager
@@ -49,11 +56,6 @@ def in_sentences(spec: ModelSpec) -> Iterator[None]:
         yield
     except (ModelError, UsageError, KeyboardInterrupt):
         raise
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"Out of memory while loading '{spec.name}'; try --quantization int8, --dtype bfloat16, --device-map auto "
-            "or --depth."
-        ) from error
     except Exception as error:
         raise ModelError(_explain(spec, error)) from error
 
@@ -65,6 +67,8 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    if any(out_of_memory(part) for part in causes):
+        return _out_of_memory(spec, causes)
 
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(part, kinds) for part in causes)
@@ -94,6 +98,47 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
     if isinstance(error, RuntimeError) and ("size mismatch" in text or "mismatch" in text):
         return f"The weights of '{name}' do not fit its config: {first_line}"
     return f"'{name}' could not be loaded: {type(error).__name__}: {first_line}"
+
+
+def _out_of_memory(spec: ModelSpec, causes: Sequence[BaseException]) -> str:
+    """What the weights take in each precision, where that can be told."""
+    for cause in causes:  # what was loaded already is no longer needed
+        traceback.clear_frames(cause.__traceback__)
+    clear_device_cache(garbage_collection=True)
+    begin = f"Out of memory while loading '{spec.name}'"
+    plain = f"{begin}; try --quantization int8, --dtype bfloat16, --device-map auto or --depth."
+    if _estimating.get():  # the skeleton itself does not fit
+        return plain
+    token = _estimating.set(True)
+    try:
+        needed, ways = _sizes(spec)
+    except Exception:  # an estimate is a help, and not worth another failure
+        return plain
+    finally:
+        _estimating.reset(token)
+    if spec.device_map is None:
+        ways.append("--device-map auto spreads them over devices, CPU and disk")
+    return f"{begin}: its weights take about {needed}; {', '.join([*ways, '--depth loads the first blocks only'])}."
+
+
+def _sizes(spec: ModelSpec) -> tuple[str, list[str]]:
+    """The weights' size as they were to be loaded, and the options that make them smaller, each with its size."""
+    from probekit.models.skeleton import skeleton
+
+    model: Any = skeleton(spec).model
+    parameters = list(model.parameters())
+    head = model.get_output_embeddings()
+    layers = [part for part in model.modules() if isinstance(part, nn.Linear | Conv1D) and part is not head]
+    count, linear = sum(each.numel() for each in parameters), sum(layer.weight.numel() for layer in layers)
+    here = sum(each.nbytes for each in parameters)
+    rest = here / count * (count - linear)
+    sizes = {"int8": rest + linear, "nf4": rest + linear / 2, "fp4": rest + linear / 2}
+    if spec.quantization is not None:
+        here = round(sizes[spec.quantization])
+        found = {"--quantization nf4": sizes["nf4"]}
+    else:
+        found = {"--dtype bfloat16": 2 * count, **{f"--quantization {name}": sizes[name] for name in ("int8", "nf4")}}
+    return size(here), [f"{option} takes {size(bytes_)}" for option, bytes_ in found.items() if bytes_ < 0.95 * here]
 
 
 def first_words(error: BaseException) -> str:

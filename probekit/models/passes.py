@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probekit.errors import ModelError
+from probekit.errors import ModelError, out_of_memory
 from probekit.models.offload import Offloaded
 
 
@@ -186,9 +186,11 @@ def on_ids_alone(model: nn.Module) -> Iterator[None]:
     """Raise ModelError for what the model raises while open: it does not run on token ids alone."""
     try:
         yield
-    except (ModelError, torch.OutOfMemoryError):
+    except ModelError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise ModelError(
             f"{type(model).__name__} does not run on token ids alone "
             f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); probekit reads causal language models."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from probekit.analysis import Context, Options, Result
-from probekit.errors import AnalysisError, ProbekitError
+from probekit.errors import AnalysisError, ProbekitError, out_of_memory
 from probekit.report import Page
 from probekit.runs.directory import RunDirectory
 
@@ -49,17 +49,17 @@ def carry_out(
     return saved
 
 
+OUT_OF_MEMORY = (
+    "Out of memory. Fewer restarts (-o restarts=…), a shorter prompt, an earlier site, or a smaller precision "
+    "(--dtype bfloat16, --quantization int8) needs less."
+)
+
+
 def explain(error: BaseException) -> str:
     """One sentence for what ended an analysis."""
-    import torch
-
     if isinstance(error, ProbekitError):
         return str(error)
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    if memory:
-        return (
-            "Out of memory. Fewer restarts (-o restarts=…), a shorter prompt, an earlier site, or a smaller precision "
-            "(--dtype bfloat16, --quantization int8) needs less."
-        )
+    if out_of_memory(error):
+        return OUT_OF_MEMORY
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.analysis import Context, Listener, Result, site_expressions
 from probekit.analysis.context import Silent
-from probekit.errors import ProbekitError, UsageError
+from probekit.errors import ProbekitError, UsageError, out_of_memory
 from probekit.plugins import Plugins
 from probekit.runs.carry_out import carry_out, explain
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES, FileStore, StopFlag
@@ -25,6 +25,7 @@ from probekit.runs.command import command_line
 from probekit.runs.config import Resolved, read_config, resolve
 from probekit.runs.directory import SCHEMA, RunDirectory, encode_json
 from probekit.runs.joint import compare_jointly
+from probekit.runs.out_of_memory import sentence as explain_memory
 from probekit.runs.outcome import Run
 from probekit.runs.prompts import encode_prompts
 from probekit.runs.render import render
@@ -243,13 +244,16 @@ def _analyse(
                 manifest["analyses"][name] = {"status": "interrupted"}
                 break
             except (Exception, SystemExit) as error:  # a plugin may call sys.exit()
-                sentence = explain(error)
-                outcome.failures[name] = sentence
-                manifest["analyses"][name] = {"status": "failed", "error": sentence}
                 if not isinstance(error, ProbekitError):
                     trace = f"analyses/{name}/traceback.txt"
                     directory.write(trace, traceback.format_exc().encode(errors="backslashreplace"))
                     recorder.message(f"The traceback of {name} is in {trace}.")
+                if out_of_memory(error):
+                    sentence = explain_memory(error, subject, prompts, resolved.options[name])
+                else:
+                    sentence = explain(error)
+                outcome.failures[name] = sentence
+                manifest["analyses"][name] = {"status": "failed", "error": sentence}
             finally:
                 timings["analyses"][name] = timings["analyses"].get(name, 0.0) + time.perf_counter() - began
                 directory.write_json("timings.json", timings)

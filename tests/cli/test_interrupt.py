@@ -120,7 +120,7 @@ FAILURES = {
     "buggy": "TypeError: object of type 'int' has no len()",
     "verbose": "ValueError: first second third",
     "leaving": "SystemExit",
-    "hungry": "Out of memory. Fewer restarts",
+    "hungry": "Out of memory: the weights ",
     "empty-handed": "The analysis returned a NoneType; expected a probekit.Result.",
     "not-finite": "The metric 'loss' is nan",
     "infinite-tensor": "The tensor 'loss' holds NaN or infinity",

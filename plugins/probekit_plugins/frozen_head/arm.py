@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from probekit import AnalysisError
+from probekit_plugins.batches import Batches
 from probekit_plugins.frozen_head.fresh import fresh
 from probekit_plugins.frozen_head.layers import Layers, Snapshot
 from probekit_plugins.training import backward, restore, state_of
@@ -43,9 +44,17 @@ class Arm:
     """
 
     def __init__(
-        self, subject: Subject, corpus: Corpus, arm: str, number: int, options: FrozenHeadOptions, context: Context
+        self,
+        subject: Subject,
+        corpus: Corpus,
+        arm: str,
+        number: int,
+        options: FrozenHeadOptions,
+        context: Context,
+        batches: Batches | None = None,
     ) -> None:
         self._corpus, self._options, self._context = corpus, options, context
+        self._batches = batches or Batches(context, options)
         self._where, self._key = f"initialisation {number + 1}, {arm} head", f"{number}/{arm}"
         seed = int(torch.randint(2**62, (1,), generator=context.generator(f"initialisation {number}")))
         self.model = fresh(subject, seed)
@@ -105,21 +114,32 @@ class Arm:
 
     def held_out_loss(self, step: int) -> float:
         """The loss on the held-out pieces; all have the same length, so it is the mean over pieces as well."""
-        total = 0.0
-        with torch.no_grad():
-            for part in self._corpus.held_out.split(self._options.batch):
-                total += float(self.loss(part)) * len(part)
-        return self._finite(total / len(self._corpus.held_out), "held-out loss", step)
+        pieces = self._corpus.held_out
+
+        def of(rows: slice) -> float:
+            with torch.no_grad():
+                total: float = float(self.loss(pieces[rows])) * (rows.stop - rows.start)
+                return total
+
+        total: float = sum(self._batches.parts(len(pieces), of, f"{self._key}/held out", self._options.batch))
+        return self._finite(total / len(pieces), "held-out loss", step)
 
     @property
     def _warmup(self) -> int:
         return round(self._options.warmup * self._options.steps)
 
     def _step(self, step: int, optimizer: torch.optim.AdamW) -> None:
-        loss = self.loss(self._corpus.training[self.batches[step]])
-        self._found["losses"][step] = self._finite(float(loss.detach()), "loss", step)
-        optimizer.zero_grad(set_to_none=True)
-        backward(loss, self.model)
+        ids = self._corpus.training[self.batches[step]]
+
+        def of(rows: slice) -> float:
+            if rows.start == 0:  # also where it is tried again
+                optimizer.zero_grad(set_to_none=True)
+            loss = self.loss(ids[rows]) * ((rows.stop - rows.start) / len(ids))
+            backward(loss, self.model)
+            return float(loss.detach())
+
+        loss = sum(self._batches.parts(len(ids), of, f"{self._key}/training"))
+        self._found["losses"][step] = self._finite(loss, "loss", step)
         self._found["gradients"][step] = self._layers.gradient_norms()
         self._found["weights"][step] = self._layers.weight_norms()
         optimizer.step()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import UsageError
+from probekit_plugins.batches import Batches
 from probekit_plugins.texts import begun, piece_length, pieces_of_file, spread_over
 from probekit_plugins.writing import written_pieces
 
@@ -37,7 +38,9 @@ def length(subject: Subject, options: FrozenHeadOptions) -> int:
     return piece_length(subject, options.length, USUAL_LENGTH, "length")
 
 
-def corpus(subject: Subject, prompt: Prompt, options: FrozenHeadOptions, context: Context) -> Corpus:
+def corpus(
+    subject: Subject, prompt: Prompt, options: FrozenHeadOptions, context: Context, batches: Batches | None = None
+) -> Corpus:
     """The pieces of the file, or those that the model writes after what begins a text, or the prompt's first token.
 
     Raises UsageError with one sentence if the file cannot be read or is too short.
@@ -52,6 +55,8 @@ def corpus(subject: Subject, prompt: Prompt, options: FrozenHeadOptions, context
             )
     else:
         label = "text to train on"
-        pieces = written_pieces(subject, prompt, options.pieces, tokens, WRITTEN_AT_ONCE, context, label)
+        pieces = written_pieces(
+            subject, prompt, options.pieces, tokens, WRITTEN_AT_ONCE, context, label, batches or Batches(context)
+        )
     held_out = len(pieces) // 10
     return Corpus(begun(subject, pieces[:-held_out]), begun(subject, spread_over(pieces[-held_out:], MOST_HELD_OUT)))

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from probekit import Result, UsageError
+from probekit_plugins.batches import Batches
 from probekit_plugins.frozen_head.arm import ARMS, Arm, State
 from probekit_plugins.frozen_head.corpus import Corpus, corpus, length
 from probekit_plugins.frozen_head.fresh import check
@@ -24,17 +25,18 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: FrozenHeadOptions,
     length(subject, options)
     if options.text is None and not can_generate(subject):
         raise UsageError("This model writes no text to train on; give one (-o text=FILE).")
-    pieces = corpus(subject, prompts[0], options, context)
+    batches = Batches(context, options)
+    pieces = corpus(subject, prompts[0], options, context, batches)
 
     def train(number: int, arm: str) -> State:
-        return Arm(subject, pieces, arm, number, options, context).train()
+        return Arm(subject, pieces, arm, number, options, context, batches).train()
 
     found: Trainings = {
         (number, arm): context.stage(f"trained {number}/{arm}", partial(train, number, arm))
         for number in range(options.initialisations)
         for arm in ARMS
     }
-    result = Result(notes=_notes(subject, pieces, options))
+    result = Result(notes=_notes(subject, pieces, options) + batches.notes())
     for (number, arm), tensors in found.items():
         result.tensors |= {f"{number}/{arm}/{name}": tensor for name, tensor in tensors.items()}
     pairs = pair_rows(found)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
 
 from probekit import AnalysisError, Result, UsageError
-from probekit_plugins.batches import in_parts, notes_on_rows
+from probekit_plugins.batches import Batches, notes_on_rows
 from probekit_plugins.gradient_inverter.masks import Masks, notes_on_dropout
 from probekit_plugins.gradient_inverter.next_tokens import asked, notes_on_asked
 from probekit_plugins.gradient_inverter.objective import Map, Objective, matched_positions, site_map
@@ -34,7 +34,7 @@ class Descent:
 
     losses: torch.Tensor  # [N + 1, B], before each step and after the last
     recorded_steps: torch.Tensor  # [S]
-    recorded: torch.Tensor  # [S, B, T, d], the embeddings at those steps; the last is the end
+    recorded: torch.Tensor  # [S, B, T, d], the embeddings at those steps, the last at the end; on the CPU
 
     @classmethod
     def joined(cls, parts: Sequence[Descent]) -> Descent:
@@ -57,14 +57,15 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
     frequencies = None if options.frequencies is None else Frequencies.of_file(subject, options.frequencies)
     whole = asked(subject, prompts, options)
     ranks = Ranks(subject, frequencies)
+    batches = Batches(context, options)
     result = Result()
     noise: dict[str, float | None] = {}
     without_dropout: list[str] = []
     for site in sites:
-        inversion = Inversion(subject, prompts, site, allowed, options, context)
+        inversion = Inversion(subject, prompts, site, allowed, options, context, batches)
         found = inversion.figures()
         for number, figures in enumerate(found):
-            store(result, figures, subject, prompts[number], number, site, options, whole, ranks)
+            store(result, figures, subject, prompts[number], number, site, options, whole, ranks, batches)
         if frequencies:
             result.metrics |= {f"{site}/{name}": value for name, value in frequencies.baselines(prompts).items()}
         result.metrics |= {"learning_rate": inversion.space.rate, "start_sigma": inversion.space.sigma}
@@ -82,7 +83,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
             "and what was recovered is not known from the activation alone."
         )
     result.notes += notes_on_asked(whole, options)
-    result.notes += notes_on_dropout(noise, without_dropout) + notes_on_rows(subject)
+    result.notes += notes_on_dropout(noise, without_dropout) + notes_on_rows(subject) + batches.notes()
     return result
 
 
@@ -100,9 +101,11 @@ class Inversion:
         allowed: torch.Tensor | None,
         options: GradientInverterOptions,
         context: Context,
+        batches: Batches | None = None,
     ) -> None:
         self._subject, self._prompts, self._site = subject, prompts, site
         self._allowed, self._options, self._context = allowed, options, context
+        self._batches = batches or Batches(context, options)
         subject.check_finite(subject.embedding_matrix, "The token embedding")  # the starts' σ is its own
         self.space = Space(subject, allowed, options)
         mask = matched_positions(prompts, options)
@@ -121,18 +124,23 @@ class Inversion:
                 f"The activation at {site} has {target.shape[1]} positions, a prompt {mask.shape[1]}, so none of "
                 "the prompt's can be chosen there; leave out -o target_positions."
             )
-        self._target = target.repeat_interleave(options.restarts, 0)
-        self._mask = mask.to(target.device).repeat_interleave(options.restarts, 0)
+        self._target, self._mask = target, mask.to(target.device)
 
     def _activations(self, masks: str) -> torch.Tensor:
         """`O(e*)` for every prompt."""
-        with torch.no_grad(), self._masks(masks):
-            return self._map_of(self._rows[:: self._options.restarts])(self._embeddings)
+
+        def of(chosen: slice) -> torch.Tensor:
+            prompts = torch.arange(len(self._prompts), device=self._rows.device)[chosen]
+            with torch.no_grad(), self._masks(_of_part(masks, chosen)):
+                return self._map_of(prompts)(self._embeddings[chosen])
+
+        return self._batches.joined(len(self._prompts), of, f"{self._site}/{masks}")
 
     def objective(self, chosen: slice = slice(None)) -> Objective:
         """The objective of some rows of the batch, or of all."""
-        chosen_map = self._map_of(self._rows[chosen])
-        return Objective(chosen_map, self._target[chosen], self._mask[chosen], self._options)
+        prompts = self._rows[chosen]
+        there = prompts.to(self._target.device)
+        return Objective(self._map_of(prompts), self._target[there], self._mask[there], self._options)
 
     def _map_of(self, prompts: torch.Tensor) -> Map:
         """The site's map, one for all rows; where blocks read the token ids again, or prompts are padded, one with
@@ -141,34 +149,36 @@ class Inversion:
         padding = None if self._padding is None else self._padding[prompts]
         return self._map or site_map(self._subject, self._site, self._options, self._ids[prompts], padding)
 
-    def _draw(self, purpose: str, width: int) -> torch.Tensor:
-        """Standard normal noise `[P × R, T, width]`, the same for a prompt whatever stands beside it."""
-        drawn = torch.zeros(len(self._rows), self._ids.shape[1], width)
-        restarts = self._options.restarts
-        for number, prompt in enumerate(self._prompts):
+    def _draw(self, purpose: str, width: int, chosen: slice) -> torch.Tensor:
+        """Standard normal noise `[rows, T, width]`, the same for a prompt whatever stands beside it."""
+        restarts, first = self._options.restarts, chosen.start
+        drawn = torch.zeros(chosen.stop - first, self._ids.shape[1], width)
+        for number in range(first // restarts, -(-chosen.stop // restarts)):
             generator = self._context.generator(f"{purpose}/{number}/{self._site}")
-            length = len(prompt.tokens)
+            length = len(self._prompts[number].tokens)
             noise = torch.randn(restarts, length, width, generator=generator)
-            drawn[number * restarts : (number + 1) * restarts, :length] = noise
+            begin, end = max(first, number * restarts), min(chosen.stop, (number + 1) * restarts)
+            drawn[begin - first : end - first, :length] = noise[begin - number * restarts : end - number * restarts]
         return drawn.to(self._embeddings)
 
-    def starts(self) -> torch.Tensor:
-        """`s·N(mean, σ) + t·x*` for every row."""
-        options = self._options
-        noise = options.start_mean + self.space.sigma * self._draw("start", self.space.width)
-        target, ids = self._embeddings.repeat_interleave(options.restarts, 0), self._ids[self._rows]
+    def starts(self, chosen: slice | None = None) -> torch.Tensor:
+        """`s·N(mean, σ) + t·x*` for some rows, or every one."""
+        options, chosen = self._options, chosen or slice(0, len(self._rows))
+        noise = options.start_mean + self.space.sigma * self._draw("start", self.space.width, chosen)
+        prompts = self._rows[chosen]
+        target, ids = self._embeddings[prompts], self._ids[prompts]
         start = self.space.start(noise, target, ids, (options.noise_share, options.target_share))
         if self._padding is None:
             return start
         # Padding stays what it is: at a vector of zeros some models have no finite gradient, masked or not.
         padding = self.space.start(torch.zeros_like(noise), target, ids, (0.0, 1.0))
-        return torch.where(self._padding[self._rows, :, None].to(start.device) > 0, start, padding)
+        return torch.where(self._padding[prompts, :, None].to(start.device) > 0, start, padding)
 
     def descend_rows(self, chosen: slice, key: str) -> Descent:
         """`x_{n+1} = x_n − η_n ∇ loss(e(x_n))` for some rows at once; its state is saved, and taken up again."""
         options, space = self._options, self.space
         objective = self.objective(chosen)
-        x = self.starts()[chosen].clone()
+        x = self.starts(chosen)
         prior = space.prior if space.has_prior else None
         losses: list[torch.Tensor] = []
         recorded: list[torch.Tensor] = []
@@ -213,24 +223,23 @@ class Inversion:
 
     def descend(self) -> Descent:
         """All rows, in as few batches as memory allows; each finished batch is kept for a run that is resumed."""
-        parts = in_parts(len(self._rows), self._options.rows_at_once, self._descend_once, self._context.log, self._site)
-        return Descent.joined(parts)
+        return Descent.joined(self._batches.parts(len(self._rows), self._descend_once, self._site))
 
     def _descend_once(self, chosen: slice) -> Descent:
         key = f"{self._site}/rows {chosen.start} to {chosen.stop}"
         kept = self._context.stage(key, lambda: vars(self.descend_rows(chosen, key)))
-        return Descent(**{part.name: kept[part.name].to(self._target.device) for part in fields(Descent)})
+        device = self._embeddings.device
+        return Descent(kept["losses"].to(device), kept["recorded_steps"].to(device), kept["recorded"])
 
     def shifted_losses(self, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings `e′ = e* + N(0, σ)` for every row, and their losses: m."""
-        shifted = self._embeddings.repeat_interleave(self._options.restarts, 0) + sigma * self._draw(
-            "shift", self._embeddings.shape[-1]
-        )
+        everything = slice(0, len(self._rows))
+        shifted = self._embeddings[self._rows] + sigma * self._draw("shift", self._embeddings.shape[-1], everything)
         return shifted, self._losses(shifted, f"shifted by {sigma}")
 
     def noise_ratio(self, found: Sequence[Figures]) -> float | None:
         """`‖O(e*) − t‖ / m` by dropout alone, the median over draws and then over prompts; None where m is 0."""
-        answer = self._embeddings.repeat_interleave(self._options.restarts, 0)
+        answer = self._embeddings[self._rows]
         drawn = torch.stack([self._losses(answer, f"the answer, draw {draw}") for draw in range(DRAWS)])
         of_prompts = drawn.split(self._options.restarts, 1)
         ratios = [ratio(float(each.median()), figures.m) for each, figures in zip(of_prompts, found, strict=True)]
@@ -239,19 +248,27 @@ class Inversion:
 
     def _losses(self, embeddings: torch.Tensor, masks: str) -> torch.Tensor:
         """Losses of every row, a prompt's restarts at a time."""
+        restarts = self._options.restarts
+
+        def of(chosen: slice) -> torch.Tensor:
+            with torch.no_grad(), self._masks(_of_part(f"{masks}/{first}", chosen)):
+                rows = slice(first + chosen.start, first + chosen.stop)
+                return self.objective(rows)(embeddings[rows])
+
         found = []
-        for first in range(0, len(self._rows), self._options.restarts):
-            chosen = slice(first, first + self._options.restarts)
-            with torch.no_grad(), self._masks(f"{masks}/{first}"):
-                found.append(self.objective(chosen)(embeddings[chosen]))
+        for first in range(0, len(self._rows), restarts):
+            found.append(self._batches.joined(restarts, of, f"{self._site}/{masks}/{first}"))
         return torch.cat(found)
 
     def figures(self) -> list[Figures]:
         """Everything that is known of each prompt after the descent."""
         options, restarts = self._options, self._options.restarts
         descent = self.descend()
-        last = descent.recorded[-1]
-        recorded_ids = decode(self._subject, descent.recorded, self._allowed, options, 1)[..., 0]
+        last = descent.recorded[-1].to(self._embeddings.device)
+        recorded = (embeddings.to(last) for embeddings in descent.recorded)
+        recorded_ids = torch.stack(
+            [decode(self._subject, each, self._allowed, options, 1)[..., 0] for each in recorded]
+        )
         top_k_ids = decode(self._subject, last, self._allowed, options, options.top_k)
         decoded = at_least_single(self._subject.embed(top_k_ids[..., 0]))
         discrete = self._losses(decoded, "decoded")
@@ -274,3 +291,8 @@ class Inversion:
                 )
             )
         return found
+
+
+def _of_part(masks: str, chosen: slice) -> str:
+    """The label of the masks of a part of a batch."""
+    return f"{masks}, from {chosen.start}" if chosen.start else masks

@@ -14,6 +14,7 @@ from probekit_plugins.texts import around, encoded
 
 if TYPE_CHECKING:
     from probekit import Prompt, Subject
+    from probekit_plugins.batches import Batches
     from probekit_plugins.gradient_inverter import GradientInverterOptions
 
 Verdicts = list[bool | None]
@@ -87,20 +88,25 @@ def _tokens_of(subject: Subject) -> dict[str, int]:
 class NextTokens:
     """Whether the whole model's next token is the prompt's own."""
 
-    def __init__(self, asked: Asked, subject: Subject, prompt: Prompt) -> None:
+    def __init__(self, asked: Asked, subject: Subject, prompt: Prompt, batches: Batches) -> None:
         self._asked, self._model, self._subject, self._prompt = asked, asked.subject, subject, prompt
+        self._batches = batches
         self._wanted = self._after(prompt.input_ids)
 
     def _after(self, input_ids: torch.Tensor) -> torch.Tensor:
         """`[R, T]` → the next token of each row."""
-        return self._model.capture(input_ids, ["logits"])["logits"][:, -1].argmax(-1)
+
+        def of(rows: slice) -> torch.Tensor:
+            return self._model.capture(input_ids[rows], ["logits"])["logits"][:, -1].argmax(-1)
+
+        return self._batches.joined(len(input_ids), of, "the next token of tokens")
 
     def of_embeddings(self, embeddings: torch.Tensor) -> Verdicts:
         """`[R, T, d]` → one verdict for each row; None where the model embeds tokens otherwise."""
         if not self._asked.reads_embeddings:
             return [None] * len(embeddings)
         ids = self._prompt.input_ids if self._model.reads_ids("logits") else None
-        return _agree(_choice(self._model.layer_map("logits", input_ids=ids), embeddings), self._wanted)
+        return _agree(_choice(self._model.layer_map("logits", input_ids=ids), embeddings, self._batches), self._wanted)
 
     def of_tokens(self, input_ids: torch.Tensor) -> Verdicts:
         """`[R, T]` → one verdict for each row."""
@@ -149,21 +155,27 @@ class TruncatedNextTokens:
         site: str,
         options: GradientInverterOptions,
         target_embeddings: torch.Tensor,
+        batches: Batches,
     ) -> None:
         """`target_embeddings` are the prompt's, `[T, d]`."""
         resting = options.model_copy(update={"dropout": False})
         self._map: Map = site_map(subject, site, resting, prompt.input_ids)
-        self._wanted = _choice(self._map, target_embeddings[None])
+        self._batches = batches
+        self._wanted = _choice(self._map, target_embeddings[None], batches)
 
     def of_embeddings(self, embeddings: torch.Tensor) -> Verdicts:
         """`[R, T, d]` → one verdict for each row."""
-        return _agree(_choice(self._map, embeddings), self._wanted)
+        return _agree(_choice(self._map, embeddings, self._batches), self._wanted)
 
 
-def _choice(layer_map: Map, embeddings: torch.Tensor) -> torch.Tensor:
+def _choice(layer_map: Map, embeddings: torch.Tensor, batches: Batches) -> torch.Tensor:
     """The highest of the last position's logits for each row, `[R, T, d]` → `[R]`."""
-    with torch.no_grad():
-        return layer_map(embeddings)[:, -1].argmax(-1)
+
+    def of(rows: slice) -> torch.Tensor:
+        with torch.no_grad():
+            return layer_map(embeddings[rows])[:, -1].argmax(-1)
+
+    return batches.joined(len(embeddings), of, "the next token of embeddings")
 
 
 def _agree(found: torch.Tensor, wanted: torch.Tensor) -> Verdicts:

@@ -55,7 +55,7 @@ def matched_positions(prompts: Sequence[Prompt], options: GradientInverterOption
 
 
 class Objective:
-    """`‖O(e) − t‖` for each row, `[B, T, d]` → `[B]`, over the positions that are matched.
+    """`‖O(e) − t‖` for each row, `[B, T, d]` → `[B]`, over the positions that are matched; where the embeddings are.
 
     With `o` and `t` flattened over them: L1 `Σ|o − t|`, L2 `√Σ(o − t)²`, cosine `1 − o·t / (‖o‖‖t‖)`, mixed
     `α(1 − cos φ) + β Σ|o − t|`. Rows share nothing, so the gradient of their sum is each row's own.
@@ -72,6 +72,9 @@ class Objective:
         self._options = options
 
     def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return self._distances(embeddings).to(embeddings.device)
+
+    def _distances(self, embeddings: torch.Tensor) -> torch.Tensor:
         activation, target = self._map(embeddings), self._target
         if self._mask is not None:
             activation, target = activation * self._mask, target * self._mask

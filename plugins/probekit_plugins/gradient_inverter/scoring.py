@@ -14,6 +14,7 @@ from probekit_plugins.gradient_inverter.next_tokens import Asked, NextTokens, Tr
 
 if TYPE_CHECKING:
     from probekit import Prompt, Subject
+    from probekit_plugins.batches import Batches
     from probekit_plugins.gradient_inverter import GradientInverterOptions
     from probekit_plugins.gradient_inverter.ranks import Ranks
 
@@ -56,6 +57,7 @@ def store(
     options: GradientInverterOptions,
     asked: Asked | None,
     ranks: Ranks,
+    batches: Batches,
 ) -> None:
     """Everything that one inversion found, as tensors, token sequences and table rows by restart, rank and shift."""
     truth = prompt.input_ids[0].to(figures.top_k_ids.device)
@@ -84,10 +86,10 @@ def store(
         result.sequences.setdefault("trajectory", []).append(
             TokenSequence(ids, subject.tokens(ids), {**labels, "restart": figures.selected, "step": step})
         )
-    whole = NextTokens(asked, subject, prompt) if asked else None
+    whole = NextTokens(asked, subject, prompt, batches) if asked else None
     truncated = None
     if options.head != "none":
-        truncated = TruncatedNextTokens(subject, prompt, site, options, figures.target_embeddings)
+        truncated = TruncatedNextTokens(subject, prompt, site, options, figures.target_embeddings, batches)
     rows = {
         "restarts": _restart_rows(figures, subject, truth, right, _verdicts(figures, whole, truncated)),
         "shifts": _shift_rows(figures, whole, truncated),

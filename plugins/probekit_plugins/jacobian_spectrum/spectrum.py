@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import Result, TokenSequence
+from probekit_plugins.batches import Batches
 from probekit_plugins.jacobian import Jacobian, bidiagonalise, dense
 from probekit_plugins.precision import at_least_single
 
@@ -30,6 +31,7 @@ DENSE_BYTES = 1 << 30
 def run(subject: Subject, prompts: Sequence[Prompt], options: JacobianSpectrumOptions, context: Context) -> Result:
     """The spectrum at every site for each prompt. Raises AnalysisError if an activation is not finite."""
     sites = subject.expand_sites(options.sites)
+    batches = Batches(context)
     result = Result(tables={"sites": []}, sequences={"prompt": []})
     for number, prompt in enumerate(prompts):
         result.sequences["prompt"].append(
@@ -39,7 +41,8 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: JacobianSpectrumOp
             place = Place(subject, prompt, site)
             is_dense = options.method == "dense" or (options.method == "auto" and place.fits(options.dense_entries))
             key = f"{number}/{site}"
-            found = context.stage(key, partial(_measured, place, is_dense, options, context, key))
+            found = context.stage(key, partial(_measured, place, is_dense, options, context, key, batches))
+            batches.limit(int(found["halved_to"]))  # as it was, where it is read back
             result.tensors |= {f"{key}/{name}": found[name] for name in ("values", "shares")}
             row: dict[str, Scalar] = {"prompt": number, "site": site, "method": "dense" if is_dense else "matrix-free"}
             result.tables["sites"].append(row | _figures(found, options))
@@ -49,6 +52,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: JacobianSpectrumOp
             "Conditioned on ids: blocks of this model read the token ids again, so the Jacobian is that of the path "
             "through the embeddings alone."
         )
+    result.notes += batches.notes()
     return result
 
 
@@ -90,17 +94,18 @@ class Place:
 
 
 def _measured(
-    place: Place, is_dense: bool, options: JacobianSpectrumOptions, context: Context, key: str
+    place: Place, is_dense: bool, options: JacobianSpectrumOptions, context: Context, key: str, batches: Batches
 ) -> dict[str, torch.Tensor]:
     """What either method finds, and the noise floor that it is seen against."""
-    found = _dense(place, options) if is_dense else _matrix_free(place, options, context, key)
+    found = _dense(place, options, batches, key) if is_dense else _matrix_free(place, options, context, key, batches)
     floor = place.noise_floor(context.generator(f"{key}/floor"))
-    return {**found, "floor": torch.tensor(floor), "columns": torch.tensor(place.columns)}
+    numbers = {"columns": torch.tensor(place.columns), "halved_to": torch.tensor(batches.halved_to)}
+    return {**found, "floor": torch.tensor(floor), **numbers}
 
 
-def _dense(place: Place, options: JacobianSpectrumOptions) -> dict[str, torch.Tensor]:
+def _dense(place: Place, options: JacobianSpectrumOptions, batches: Batches, key: str) -> dict[str, torch.Tensor]:
     """Every singular value: `J` column by column, decomposed in float64."""
-    values = torch.linalg.svdvals(dense(place.layer_map, place.embeddings))
+    values = torch.linalg.svdvals(dense(place.layer_map, place.embeddings, batches=batches, where=key))
     # With fewer rows than columns, the other directions are not seen at all.
     values = torch.nn.functional.pad(values, (0, place.columns - len(values)))
     shares = torch.arange(1, place.columns + 1, dtype=torch.float64) / place.columns
@@ -119,7 +124,9 @@ def _dense(place: Place, options: JacobianSpectrumOptions) -> dict[str, torch.Te
     }
 
 
-def _matrix_free(place: Place, options: JacobianSpectrumOptions, context: Context, key: str) -> dict[str, torch.Tensor]:
+def _matrix_free(
+    place: Place, options: JacobianSpectrumOptions, context: Context, key: str, batches: Batches
+) -> dict[str, torch.Tensor]:
     """Estimates from P probes, each a bidiagonalisation of k steps from a random vector.
 
     The extreme singular values are the extreme ones of the bidiagonal matrices, with their residuals. The share of
@@ -129,13 +136,13 @@ def _matrix_free(place: Place, options: JacobianSpectrumOptions, context: Contex
     """
     count = min(options.iterations, place.columns)
     at_once = max(1, BASIS_BYTES // (count * (place.columns + place.rows) * 8))
-    parts: list[dict[str, torch.Tensor]] = []
-    firsts = range(0, options.probes, at_once)
-    with context.progress(key, count * len(firsts)) as progress:
-        for first in firsts:
-            probes = range(first, min(first + at_once, options.probes))
-            drawn = [context.generator(f"{key}/probe {probe}") for probe in probes]
-            parts.append(_probe(place, count, drawn, progress.step))
+
+    def probed(chosen: slice) -> dict[str, torch.Tensor]:
+        drawn = [context.generator(f"{key}/probe {probe}") for probe in range(chosen.start, chosen.stop)]
+        with context.progress(key, count) as progress:
+            return _probe(place, count, drawn, progress.step)
+
+    parts = batches.parts(options.probes, probed, key, at_once)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     values, weights, residuals = joined["values"], joined["weights"], joined["residuals"]
     largest, least = values[:, 0].max(), values[:, -1].min()

@@ -90,7 +90,7 @@ class NullSpace:
         jacobian = Jacobian(walkers.layer_map, embeddings, walkers.mask)
         # Free to go along the heading, the best step would lead straight back to the prompt.
         across = Restricted(jacobian, self._heading)
-        residual = walkers.displacement(jacobian.output).double()
+        residual = walkers.displacement(jacobian.output).to(embeddings.device, torch.float64)
         iterations = min(self._options.correction_iterations, self._entries)
         start = across.transposed_times(residual)
         found = bidiagonalise(across, start, iterations, self._fill(f"correct {label}"))

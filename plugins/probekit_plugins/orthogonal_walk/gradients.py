@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import Result
+from probekit_plugins.batches import Batches
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
@@ -27,10 +28,12 @@ def compare(result: Result, subject: Subject, prompts: Sequence[Prompt], context
     `difference` is the greatest of any entry, `relative_difference` that over the greatest entry of the gradient.
     """
     result.tables["gradients"] = []
+    batches = Batches(context)
     for site in dict.fromkeys(str(row["site"]) for row in result.tables["walkers"]):
         for number, prompt in enumerate(prompts):
             key = f"gradients/{number}/{site}"
-            found = context.stage(key, partial(_ways, subject, prompt, site, context, key))
+            found = context.stage(key, partial(_ways, subject, prompt, site, context, key, batches))
+            batches.limit(int(found["halved_to"]))  # as it was, where it is read back
             summed = found["summed"].double()
             for way in WAYS:
                 apart = float((found[way].double() - summed).abs().max())
@@ -46,9 +49,12 @@ def compare(result: Result, subject: Subject, prompts: Sequence[Prompt], context
                         "outputs": int(found["outputs"]),
                     }
                 )
+    result.notes += batches.notes()
 
 
-def _ways(subject: Subject, prompt: Prompt, site: str, context: Context, key: str) -> dict[str, torch.Tensor]:
+def _ways(
+    subject: Subject, prompt: Prompt, site: str, context: Context, key: str, batches: Batches
+) -> dict[str, torch.Tensor]:
     """The gradient `[T, d]` in each way."""
     layer_map = subject.layer_map(site, input_ids=prompt.input_ids if subject.reads_ids(site) else None)
     embeddings = subject.embed(prompt.input_ids)
@@ -65,13 +71,20 @@ def _ways(subject: Subject, prompt: Prompt, site: str, context: Context, key: st
     outputs = activation.numel()
     total = torch.zeros_like(summed[0])
     firsts = range(0, outputs, OUTPUTS_AT_ONCE)
+
+    def of_outputs(chosen: torch.Tensor, part: slice) -> torch.Tensor:
+        """Each row of the batch is differentiated by one output of its own."""
+        inputs, rows = differentiable(part.stop - part.start)
+        gradients: torch.Tensor
+        (gradients,) = torch.autograd.grad(rows.flatten(1).gather(1, chosen[part, None]).sum(), inputs)
+        return gradients
+
     with context.progress(key, len(firsts)) as progress:
         for first in firsts:
             chosen = torch.arange(first, min(first + OUTPUTS_AT_ONCE, outputs), device=activation.device)
-            inputs, rows = differentiable(len(chosen))
-            # Each row of the batch is differentiated by one output of its own.
-            (each,) = torch.autograd.grad(rows.flatten(1).gather(1, chosen[:, None]).sum(), inputs)
+            each = batches.joined(len(chosen), partial(of_outputs, chosen), f"{key}/{first}")
             for gradient in each:  # one by one, as a loop over outputs adds them up
                 total = total + gradient
             progress.step()
-    return {"summed": summed[0], "per output": total, "backward of ones": of_ones[0], "outputs": torch.tensor(outputs)}
+    numbers = {"outputs": torch.tensor(outputs), "halved_to": torch.tensor(batches.halved_to)}
+    return {"summed": summed[0], "per output": total, "backward of ones": of_ones[0], **numbers}

@@ -11,6 +11,7 @@ from probekit_plugins.head import predicted_tokens
 
 if TYPE_CHECKING:
     from probekit import Loop, Subject
+    from probekit_plugins.batches import Batches
 
 
 def ending_tokens(subject: Subject) -> list[int]:
@@ -21,7 +22,7 @@ def ending_tokens(subject: Subject) -> list[int]:
 
 
 def contrastive_search(
-    subject: Subject, prompt: torch.Tensor, new_tokens: int, k: int, alpha: float, loop: Loop
+    subject: Subject, prompt: torch.Tensor, new_tokens: int, k: int, alpha: float, loop: Loop, batches: Batches
 ) -> torch.Tensor:
     """`argmax_v (1 − α) p(v) − α max_j cos(h_v, h_j)` over the k likeliest tokens, token by token (Su et al., eq. 5).
 
@@ -41,8 +42,12 @@ def contrastive_search(
         logits[ends] = -torch.inf
         probabilities, candidates = logits.softmax(-1).topk(min(k, len(logits) - len(ends)))
         longer = torch.cat([ids.expand(len(candidates), -1), candidates[:, None].to(ids.device)], 1)
-        states = torch.nn.functional.normalize(subject.capture(longer, [site])[site].float(), dim=-1)
-        likeness = (states[:, :-1] @ states[:, -1:].mT)[..., 0].amax(1)
+
+        def likenesses(rows: slice, longer: torch.Tensor = longer) -> torch.Tensor:
+            states = torch.nn.functional.normalize(subject.capture(longer[rows], [site])[site].float(), dim=-1)
+            return (states[:, :-1] @ states[:, -1:].mT)[..., 0].amax(1)
+
+        likeness = batches.joined(len(longer), likenesses, "contrastive search")
         scores = (1 - alpha) * probabilities - alpha * likeness.to(probabilities.device)
         ids = longer[scores.argmax().to(longer.device)][None]
         loop.end_step(state)

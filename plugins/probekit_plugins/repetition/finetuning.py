@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from probekit import AnalysisError, Subject, UsageError
+from probekit_plugins.batches import Batches
 from probekit_plugins.repetition.predictions import unlikelihood
 from probekit_plugins.repetition.texts import piece_length, pieces_of_file
 from probekit_plugins.texts import begun
@@ -48,8 +49,16 @@ def check(subject: Subject, options: RepetitionOptions) -> None:
 class FineTuning:
     """Pieces of text, split into training and held-out ones, and copies of the model tuned on the former."""
 
-    def __init__(self, subject: Subject, prompt: Prompt, options: RepetitionOptions, context: Context) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        prompt: Prompt,
+        options: RepetitionOptions,
+        context: Context,
+        batches: Batches | None = None,
+    ) -> None:
         self._subject, self._options, self._context = subject, options, context
+        self._memory = batches or Batches(context, options)
         pieces = pieces_of_file(subject, options) if options.text is not None else self._written(prompt)
         if len(pieces) < 2:
             raise UsageError(
@@ -75,7 +84,8 @@ class FineTuning:
         """
         count, rows = self._options.unlikelihood_pieces, self._options.unlikelihood_batch
         length = piece_length(self._subject, self._options)
-        return written_pieces(self._subject, prompt, count, length, rows, self._context, "text to be tuned on")
+        label = "text to be tuned on"
+        return written_pieces(self._subject, prompt, count, length, rows, self._context, label, self._memory)
 
     def tuned(self, alpha: float, stage: str) -> tuple[Subject, torch.Tensor]:
         """A copy of the model after all steps with this α, and the losses `[steps, 2]`: MLE and unlikelihood.
@@ -99,17 +109,24 @@ class FineTuning:
                 restore(loop.state, parameters, optimizer)
             for step in range(loop.start, len(losses)):
                 ids = self._training[self._batches[step]]
-                likelihood = model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-                mle = -likelihood.gather(-1, ids[:, 1:, None]).mean()
-                repeated = unlikelihood(likelihood, ids, 1).mean()
-                losses[step] = torch.stack([mle.detach(), repeated.detach()]).cpu()
+
+                def of(rows: slice, ids: torch.Tensor = ids) -> torch.Tensor:
+                    """The gradients of some rows, added to those of the rows before, and their share of the losses."""
+                    if rows.start == 0:  # also where it is tried again
+                        optimizer.zero_grad(set_to_none=True)
+                    share, part = (rows.stop - rows.start) / len(ids), ids[rows]
+                    likelihood = model(input_ids=part, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+                    mle = -likelihood.gather(-1, part[:, 1:, None]).mean() * share
+                    repeated = unlikelihood(likelihood, part, 1).mean() * share
+                    backward(mle + alpha * repeated, model)
+                    return torch.stack([mle.detach(), repeated.detach()])[None]
+
+                losses[step] = self._memory.joined(len(ids), of, f"fine-tuning/{stage}").sum(0).cpu()
                 if not bool(torch.isfinite(losses[step]).all()):
                     raise AnalysisError(
                         f"The loss of the fine-tuning ({stage}) is not finite at step {step + 1}; lower the learning "
                         f"rate (-o unlikelihood_learning_rate={self._options.unlikelihood_learning_rate / 10:.2g})."
                     )
-                optimizer.zero_grad(set_to_none=True)
-                backward(mle + alpha * repeated, model)
                 nn.utils.clip_grad_norm_(parameters.values(), LARGEST_GRADIENT)
                 optimizer.step()
                 loop.end_step(state, mle=losses[step, 0], unlikelihood=losses[step, 1])

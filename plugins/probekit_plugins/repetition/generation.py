@@ -9,7 +9,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from probekit import UsageError
-from probekit_plugins.batches import in_parts
+from probekit_plugins.batches import Batches
 from probekit_plugins.repetition.contrastive import LiteralPenalty, contrastive_search
 from probekit_plugins.writing import PLAIN, SAMPLING
 
@@ -63,10 +63,17 @@ class Generation:
     """
 
     def __init__(
-        self, subject: Subject, prompts: Sequence[Prompt], options: RepetitionOptions, context: Context, stage: str
+        self,
+        subject: Subject,
+        prompts: Sequence[Prompt],
+        options: RepetitionOptions,
+        context: Context,
+        stage: str,
+        batches: Batches | None = None,
     ) -> None:
         self._subject, self._prompts, self._options = subject, prompts, options
         self._context, self._stage = context, stage
+        self._batches = batches or Batches(context, options)
 
     def texts(self) -> Texts:
         """(strategy, number of the prompt) → `[samples, new tokens]`, on the CPU; one sample where nothing is drawn."""
@@ -93,15 +100,20 @@ class Generation:
             seeded = f"{strategy}/prompt {number}/rows {chosen.start} to {chosen.stop}"
             return self._context.stage(key, lambda: {"ids": self._batch(strategy, ids, size, seeded, key)})["ids"]
 
-        parts = in_parts(count, self._options.rows_at_once, rows, self._context.log, where)
-        return torch.cat(list(parts))
+        return self._batches.joined(count, rows, where)
 
     def _batch(self, strategy: str, ids: torch.Tensor, rows: int, seeded: str, key: str) -> torch.Tensor:
         options, length = self._options, ids.shape[1]
         if strategy == "contrastive":
             with self._context.loop(self._label("contrastive search"), options.new_tokens, key) as loop:
                 found = contrastive_search(
-                    self._subject, ids, options.new_tokens, options.contrastive_k, options.contrastive_alpha, loop
+                    self._subject,
+                    ids,
+                    options.new_tokens,
+                    options.contrastive_k,
+                    options.contrastive_alpha,
+                    loop,
+                    self._batches,
                 )
         else:
             chosen, processors = settings(strategy, length, options)

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from probekit import Result, UsageError
-from probekit_plugins.batches import notes_on_rows
+from probekit_plugins.batches import Batches, notes_on_rows
 from probekit_plugins.repetition import decoded, predictions
 from probekit_plugins.repetition.finetuning import FineTuning, check
 from probekit_plugins.repetition.generation import check_lengths
@@ -43,17 +43,19 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: RepetitionOptions,
         check(subject, options)
     here, others = this_run(subject, context.results), saved(options.source, subject)
     random = RandomTokens(options, context)
-    measure_given(result, subject, prompts, options, random, context)
+    batches = Batches(context, options)
+    measure_given(result, subject, prompts, options, random, context, batches)
     before = Written({}, {})
     if options.strategies:
-        before = write(subject, prompts, options, context, "before")
+        before = write(subject, prompts, options, context, "before", batches)
         store_written(result, before, subject, prompts, {**here.labels, "stage": "before"}, options, random)
     decoded.measure(result, [here, *others], options, random, context)
     if options.unlikelihood_steps:
-        _fine_tune(result, subject, prompts, here.labels, options, random, context)
+        _fine_tune(result, subject, prompts, here.labels, options, random, context, batches)
     store_saved(result, others, options, random)
     result.finding = _finding(result, options)
     _notes(result, subject, options)
+    result.notes += batches.notes()
     return result
 
 
@@ -78,22 +80,23 @@ def _fine_tune(
     options: RepetitionOptions,
     random: RandomTokens,
     context: Context,
+    batches: Batches,
 ) -> None:
     """The model before, after MLE alone and with unlikelihood: its texts, and its losses on held-out pieces."""
-    tuning = FineTuning(subject, prompts[0], options, context)
+    tuning = FineTuning(subject, prompts[0], options, context, batches)
     start = len(beginning(subject)) or 1
 
-    def held_out(model: Subject) -> dict[str, torch.Tensor]:
-        sums = predictions.measure(model, tuning.held_out, start, options.windows)
+    def held_out(model: Subject, stage: str) -> dict[str, torch.Tensor]:
+        sums = predictions.measure(model, tuning.held_out, start, options.windows, batches, f"held out, {stage}")
         return {f"held_out/{name}": values for name, values in sums.items()}
 
     def tuned(stage: str) -> dict[str, torch.Tensor]:
         alpha = options.unlikelihood_alpha if stage == "unlikelihood" else 0.0
         model, losses = tuning.tuned(alpha, stage)
-        found = {"losses": losses, **held_out(model)}
-        return found | (write(model, prompts, options, context, stage).tensors() if options.strategies else {})
+        found = {"losses": losses, **held_out(model, stage)}
+        return found | (write(model, prompts, options, context, stage, batches).tensors() if options.strategies else {})
 
-    kept = {"before": context.stage("held out before", lambda: held_out(subject))}
+    kept = {"before": context.stage("held out before", lambda: held_out(subject, "before"))}
     for stage in STAGES:
         kept[stage] = context.stage(f"fine-tuned {stage}", partial(tuned, stage))
         result.tensors[f"losses/{stage}"] = kept[stage]["losses"]

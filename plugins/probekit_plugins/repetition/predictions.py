@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from probekit import UsageError
+from probekit import Context, UsageError
+from probekit_plugins.batches import Batches
 from probekit_plugins.head import predicted_tokens
 
 if TYPE_CHECKING:
@@ -30,7 +31,14 @@ def names(windows: Sequence[int]) -> list[str]:
     return [f"{kind}_{window}" for window in windows for kind in ("rep", "wrep", "text_rep")] + ["unlikelihood", "nll"]
 
 
-def measure(subject: Subject, ids: torch.Tensor, start: int, windows: Sequence[int]) -> Sums:
+def measure(
+    subject: Subject,
+    ids: torch.Tensor,
+    start: int,
+    windows: Sequence[int],
+    batches: Batches | None = None,
+    where: str = "predictions",
+) -> Sums:
     """Sums over the positions from `start` on of each row, and their `count`: `[rows, T]` → `[rows]` each.
 
     `text_rep` is rep/l of the text itself: the share of true next tokens that stand among the l before. What comes
@@ -46,11 +54,13 @@ def measure(subject: Subject, ids: torch.Tensor, start: int, windows: Sequence[i
     start = max(start, 1)
     length = ids.shape[1]
     rows = max(1, MOST_VALUES // (length * max(subject.vocabulary, length)))
-    parts = []
-    for chosen in ids.split(rows):
-        logits = subject.capture(chosen, ["logits"])["logits"][:, start - 1 : -1]
+
+    def of(chosen: slice) -> Sums:
+        logits = subject.capture(ids[chosen], ["logits"])["logits"][:, start - 1 : -1]
         subject.check_finite(logits, "The logits")
-        parts.append(_sums(logits.float(), chosen.to(logits.device), start, windows))
+        return _sums(logits.float(), ids[chosen].to(logits.device), start, windows)
+
+    parts = (batches or Batches(Context())).parts(len(ids), of, where, rows)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

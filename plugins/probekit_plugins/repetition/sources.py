@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from probekit import Result, TokenSequence, UsageError, read_run
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from probekit import Subject
 
 Scalar = str | int | float | bool | None
@@ -57,12 +59,19 @@ def this_run(subject: Subject, results: Mapping[str, Result]) -> Origin:
     labels: Labels = {
         "run": "this run",
         "model": name,
-        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+        "parameters": _parameters(subject.model),
         "weights": "random" if random else "pretrained",
         "precision": "int8" if eight else "4 bit" if four else dtype,
         "depth": f"{len(subject.anatomy.blocks)} blocks",
     }
     return Origin(labels, results, subject.vocabulary)
+
+
+def _parameters(model: nn.Module) -> int:
+    """How many numbers a model learns. Where it is offloaded, weights that are tied are so in name only."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    named = model.named_parameters(remove_duplicate=False)
+    return sum({id(weight): weight.numel() for name, weight in named if not (weight.is_meta and name in tied)}.values())
 
 
 def saved(paths: Sequence[str], subject: Subject) -> list[Origin]:

@@ -21,6 +21,7 @@ from probekit_plugins.texts import beginning, begun, spread_over
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
+    from probekit_plugins.batches import Batches
     from probekit_plugins.repetition import RepetitionOptions
 
 # Random texts whose predictions are measured: each costs the model a forward.
@@ -59,17 +60,21 @@ class Written:
 
 
 def write(
-    subject: Subject, prompts: Sequence[Prompt], options: RepetitionOptions, context: Context, stage: str
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    options: RepetitionOptions,
+    context: Context,
+    stage: str,
+    batches: Batches,
 ) -> Written:
     """Continue every prompt by every strategy, and see what the model predicts along what it wrote."""
-    written = Written(Generation(subject, prompts, options, context, stage).texts(), {})
+    written = Written(Generation(subject, prompts, options, context, stage, batches).texts(), {})
     strategies = list(dict.fromkeys(options.strategies))
     for number, prompt in enumerate(prompts):
         rows: dict[str, torch.Tensor] = {strategy: written.texts[strategy, number] for strategy in strategies}
         rows[RANDOM] = _random(subject, (len(prompt.tokens), options.new_tokens), options, context)
-        sums = _predicted(
-            subject, prompt.input_ids, torch.cat(list(rows.values())), options, context, f"{stage}/{number}"
-        )
+        every = torch.cat(list(rows.values()))
+        sums = _predicted(subject, prompt.input_ids, every, options, context, f"{stage}/{number}", batches)
         first = 0
         for strategy, ids in rows.items():
             written.sums[strategy, number] = {name: all_[first : first + len(ids)] for name, all_ in sums.items()}
@@ -84,12 +89,19 @@ def _random(subject: Subject, lengths: tuple[int, int], options: RepetitionOptio
 
 
 def _predicted(
-    subject: Subject, before: torch.Tensor, ids: torch.Tensor, options: RepetitionOptions, context: Context, key: str
+    subject: Subject,
+    before: torch.Tensor,
+    ids: torch.Tensor,
+    options: RepetitionOptions,
+    context: Context,
+    key: str,
+    batches: Batches,
 ) -> Sums:
     """Sums of predictions along `ids` `[rows, T]`, after `before` `[1, T']`."""
     whole = torch.cat([before.expand(len(ids), -1), ids.to(before.device)], 1)
     start = before.shape[1]
-    return context.stage(f"predictions/{key}", lambda: predictions.measure(subject, whole, start, options.windows))
+    key = f"predictions/{key}"
+    return context.stage(key, lambda: predictions.measure(subject, whole, start, options.windows, batches, key))
 
 
 def store_written(
@@ -155,6 +167,7 @@ def measure_given(
     options: RepetitionOptions,
     random: RandomTokens,
     context: Context,
+    batches: Batches,
 ) -> None:
     """The prompts themselves, and the pieces of the text if there is one."""
     can_predict = subject.has_logits
@@ -166,7 +179,8 @@ def measure_given(
         if can_predict:
             first, rest = prompt.input_ids[:, :1], prompt.input_ids[:, 1:].cpu()
             chance = _random(subject, (1, rest.shape[1]), options, context)
-            found = _predicted(subject, first, torch.cat([rest, chance]), options, context, f"given prompt {number}")
+            two, key = torch.cat([rest, chance]), f"given prompt {number}"
+            found = _predicted(subject, first, two, options, context, key, batches)
             sums.append({name: values[:1] for name, values in found.items()})
             by_chance.append({name: values[1:] for name, values in found.items()})
     _store_given(result, subject, "prompts", ids, (sums, by_chance), options, random)
@@ -176,8 +190,8 @@ def measure_given(
     begin = len(beginning(subject))
 
     def predicted(of: torch.Tensor, key: str) -> list[Sums]:
-        whole = begun(subject, of)
-        return [context.stage(key, lambda: predictions.measure(subject, whole, begin or 1, options.windows))]
+        whole, start = begun(subject, of), begin or 1
+        return [context.stage(key, lambda: predictions.measure(subject, whole, start, options.windows, batches, key))]
 
     chance = _random(subject, (begin, pieces.shape[1]), options, context)
     both = (predicted(pieces, "given text"), predicted(chance, "random text")) if can_predict else ([], [])

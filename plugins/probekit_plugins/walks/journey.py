@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from probekit import AnalysisError
-from probekit_plugins.batches import in_parts
 from probekit_plugins.walks.walkers import Walkers, norms
 
 if TYPE_CHECKING:
     from probekit import Context
+    from probekit_plugins.batches import Batches
     from probekit_plugins.walks.options import WalkOptions
 
 
@@ -80,14 +80,14 @@ class Journey:
         return cls(**found)
 
 
-def journey(walkers: Walkers, track: Track, options: WalkOptions, context: Context) -> Journey:
+def journey(walkers: Walkers, track: Track, options: WalkOptions, context: Context, batches: Batches) -> Journey:
     """Walk one track with all walkers, in as few batches as memory allows; a finished batch outlives the process."""
 
     def part(chosen: slice) -> dict[str, torch.Tensor]:
         key = f"{walkers.site}/{track.name}/rows {chosen.start} to {chosen.stop}"
         return context.stage(key, lambda: vars(_walk(walkers.part(chosen), track, options, context, key)))
 
-    return Journey.joined(in_parts(len(walkers), options.rows_at_once, part, context.log, walkers.site))
+    return Journey.joined(batches.parts(len(walkers), part, f"{walkers.site}/{track.name}"))
 
 
 def _walk(walkers: Walkers, track: Track, options: WalkOptions, context: Context, key: str) -> Journey:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from probekit import Result, TokenSequence, UsageError
-from probekit_plugins.batches import notes_on_rows
+from probekit_plugins.batches import Batches, notes_on_rows
 from probekit_plugins.walks.journey import Journey, Track, journey
 from probekit_plugins.walks.walkers import Walkers
 
@@ -33,12 +33,13 @@ def walk(
     sites = subject.expand_sites(options.sites)
     if options.top_k > subject.vocabulary:
         raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {subject.vocabulary} tokens.")
+    batches = Batches(context, options)
     result = Result(tables={"walkers": []}, sequences={"prompt": [], "walk": []})
     for site in sites:
-        walkers = Walkers(subject, prompts, site, options.walkers, context)
+        walkers = Walkers(subject, prompts, site, options.walkers, context, batches)
         subject.decode(walkers.embeddings[:1, :1], 1, options.decoder)  # before the walk, if it cannot
         for track in tracks(walkers):
-            found = journey(walkers, track, options, context)
+            found = journey(walkers, track, options, context, batches)
             for number, prompt in enumerate(prompts):
                 _store(result, found, subject, prompt, number, site, track, options)
         result.sequences["prompt"] += [
@@ -51,7 +52,7 @@ def walk(
             "Conditioned on ids: blocks of this model read the token ids again, and were given the prompt's own along "
             "the whole walk."
         )
-    result.notes += notes_on_rows(subject)
+    result.notes += notes_on_rows(subject) + batches.notes()
     return result
 
 

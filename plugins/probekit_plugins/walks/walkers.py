@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from probekit_plugins.batches import without_padding
+from probekit_plugins.batches import Batches, without_padding
 from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
@@ -21,7 +21,15 @@ class Walkers:
     Shorter prompts are padded on the right, and the padding is masked; no distance, loss or step has a share of it.
     """
 
-    def __init__(self, subject: Subject, prompts: Sequence[Prompt], site: str, count: int, context: Context) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        prompts: Sequence[Prompt],
+        site: str,
+        count: int,
+        context: Context,
+        batches: Batches | None = None,
+    ) -> None:
         """Raises AnalysisError if the embeddings or the activation of a prompt are not finite."""
         lengths = [len(prompt.tokens) for prompt in prompts]
         ids, padding = subject.batch([prompt.input_ids for prompt in prompts])
@@ -35,12 +43,15 @@ class Walkers:
         embeddings = at_least_single(embeddings)
         self.embeddings = embeddings.repeat_interleave(count, 0)
         self._padding = None if bool(padding.all()) else padding.repeat_interleave(count, 0)
-        self.layer_map = self._map_of(ids, None if self._padding is None else padding)
-        with torch.no_grad():
-            target = self.layer_map(embeddings)
+
+        def target_of(chosen: slice) -> torch.Tensor:
+            with torch.no_grad():
+                return self._map_of(ids[chosen], None if self._padding is None else padding[chosen])(embeddings[chosen])
+
+        target = (batches or Batches(context)).joined(len(prompts), target_of, f"{site}/target")
         subject.check_finite(target, f"The activation at {site}")
         self.target = target.repeat_interleave(count, 0)
-        self._find_map()
+        self.layer_map = self._map_of(self._ids, self._padding)
         inside = torch.arange(ids.shape[1])[None] < torch.tensor(self.lengths)[:, None]
         self.mask = inside[..., None].to(embeddings)
 
