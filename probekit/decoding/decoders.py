@@ -76,7 +76,8 @@ class NearestDecoder:
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self._matrix = matrix.detach()
-        self._half_squares = self._matrix.double().square().sum(-1).mul(0.5).to(matrix.dtype)
+        squares = [part.double().square().sum(-1) for part in self._matrix.split(8192)]
+        self._half_squares = torch.cat(squares).mul(0.5).to(matrix.dtype)
 
     def scores(self, embeddings: torch.Tensor) -> torch.Tensor:
         return embeddings.to(self._matrix) @ self._matrix.T - self._half_squares

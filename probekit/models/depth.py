@@ -9,8 +9,12 @@ from typing import Any
 from torch import nn
 
 from probekit.errors import ModelError, UsageError
+from probekit.models.failures import first_words
 from probekit.models.sources import on_meta
 from probekit.models.spec import ModelSpec
+
+# Where a config has several of them, `num_hidden_layers` is the encoder's.
+_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -18,52 +22,80 @@ _PLAIN = (bool, int, float, str, type(None))
 def cut(config: Any, spec: ModelSpec) -> Any:
     """A config of the first blocks only, its lists of one entry a block cut as well.
 
-    Raises UsageError if the model has fewer blocks, ModelError if one that is kept would be another than it is in the
-    whole model: some share keys and values, or scales, by how many blocks follow (gemma3n). Random weights are those of
-    no other model, so there it is not asked.
+    Raises UsageError if the model has fewer blocks; ModelError if it cannot be cut, or if a block that is kept would be
+    another than it is in the whole model: some share keys and values, or scale, by how many blocks follow (gemma3n).
+    Random weights are those of no other model, so there the latter is not asked.
     """
     depth = spec.depth
     if depth is None:
         return config
     whole = copy.deepcopy(config)
-    text = config.get_text_config(decoder=True)
-    full = text.num_hidden_layers
+    text = _text_part(config)
+    field = next((name for name in _COUNTS if type(getattr(text, name, None)) is int), None)
+    if field is None:
+        raise _refusal(spec, "its config does not say how many there are")
+    full = getattr(text, field)
     if depth > full:
         raise UsageError(f"A depth of {depth} blocks was asked for, but the model has {full}.")
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == full:
-            setattr(text, name, value[:depth])
-    text.num_hidden_layers = depth
-    if spec.weights == "pretrained" and depth < full and (different := _changed(whole, config, spec)):
-        raise ModelError(
-            f"The first {depth} blocks of '{spec.name}' alone are not those of the whole model: {different} differs. "
-            "Leave --depth out; what is past the site is not computed anyway."
-        )
+    if depth < full:
+        for name, value in list(vars(text).items()):
+            if isinstance(value, list | tuple) and len(value) == full:
+                setattr(text, name, value[:depth])
+        setattr(text, field, depth)
+        _check(whole, config, field, full, spec)
     return config
 
 
-def _changed(whole: Any, first: Any, spec: ModelSpec) -> str:
-    """The first part inside a numbered block that is another in the model of fewer blocks; none in most."""
-    built = [dict(on_meta(config, spec).named_modules()) for config in (whole, first)]
+def _text_part(config: Any) -> Any:
+    """The part of a config that is the text decoder's. Of an encoder with a decoder, transformers gives a copy."""
+    text = config.get_text_config(decoder=True)
+    return config if type(text) is type(config) else text
+
+
+def _check(whole: Any, first: Any, field: str, full: int, spec: ModelSpec) -> None:
+    """Build both without weights, from copies, since transformers writes into a config, and compare them."""
+    model = on_meta(copy.deepcopy(whole), spec)
+    try:
+        shorter = on_meta(copy.deepcopy(first), spec)
+    except Exception as error:  # a model's own code raises what it likes
+        raise _refusal(spec, f"so few do not make a model ({first_words(error).rstrip('.')})") from error
+    lengths = [
+        {path: len(part) for path, part in each.named_modules() if isinstance(part, nn.ModuleList)}
+        for each in (model, shorter)
+    ]
+    if not any(length == full and lengths[1].get(path) == spec.depth for path, length in lengths[0].items()):
+        raise _refusal(spec, f"its config's {field} alone does not set their number")
+    if spec.weights == "pretrained" and (different := _difference(model, shorter)):
+        raise _refusal(spec, f"alone they are not those of the whole model ({different} differs)")
+
+
+def _refusal(spec: ModelSpec, reason: str) -> ModelError:
+    return ModelError(
+        f"'{spec.name}' cannot be cut to its first {spec.depth} blocks: {reason}. "
+        "Leave --depth out; what is past the site is not computed anyway."
+    )
+
+
+def _difference(model: nn.Module, shorter: nn.Module) -> str:
+    """The first part that the shorter model has another of: a weight's shape, or anything plain inside a block."""
     path: str
-    for path, module in built[1].items():
-        if re.search(r"\.\d+(\.|$)", path):
-            same = built[0].get(path)
-            if same is None or type(same) is not type(module):
+    shapes = {path: weight.shape for path, weight in model.named_parameters()}
+    for path, weight in shorter.named_parameters():
+        if shapes.get(path) != weight.shape:
+            return path
+    modules = dict(model.named_modules())
+    for path, module in shorter.named_modules():
+        if re.search(r"\.\d+(\.|$)", path):  # outside of numbered blocks, something may well count them
+            if path not in modules:
                 return path
-            if different := _difference(same, module):
-                return f"{path}.{different}"
+            one, other = _described(modules[path]), _described(module)
+            for name in sorted(one.keys() | other.keys()):
+                if one.get(name) != other.get(name):
+                    return f"{path}.{name}"
     return ""
 
 
-def _difference(one: nn.Module, other: nn.Module) -> str:
-    """The name of a plain attribute, or of a weight's shape, that two modules do not share."""
-    for name in sorted(vars(one).keys() | vars(other).keys()):
-        values = [vars(module).get(name) for module in (one, other)]
-        if all(isinstance(value, _PLAIN) for value in values) and values[0] != values[1]:
-            return str(name)
-    for name, weight in other.named_parameters(recurse=False):
-        same = getattr(one, name, None)
-        if same is None or same.shape != weight.shape:
-            return name
-    return ""
+def _described(module: nn.Module) -> dict[str, Any]:
+    """What tells a module from another in its place: its class, its plain attributes and the classes of its parts."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
+    return {**plain, **{name: type(part) for name, part in module.named_children()}, "class": type(module)}

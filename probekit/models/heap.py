@@ -1,22 +1,35 @@
-"""The heap: large temporaries go back to the system as soon as they are freed.
+"""The heap: while a model is quantised, large temporaries go back to the system as soon as they are freed.
 
-glibc keeps what it has freed, up to 32 MB each, for the next of that size. Quantised layers make such temporaries by
-the hundred, of many sizes (weights in fp16 or fp32), and what is kept of them comes to more than the weights: 2.5 GB
-beside the 1 GB of gpt2-xl in NF4. Given back at once they cost no time that could be measured.
+glibc keeps what has been freed, up to 32 MB each, for the next of that size. Quantising makes such temporaries by the
+hundred, between weights that stay, and what is kept of them comes to more than the weights: 1.6 GB beside the 1.7 GB of
+gpt2-xl in int8. In the steps afterwards it is the other way round: what is kept need not be asked for again, which
+takes two and a half times as long in NF4.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-LARGE = 4 << 20
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of <malloc.h>
+# Options of <malloc.h>: from which size on memory is the system's own, and how much of it stays once it is free.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+# What glibc arrives at by itself where large blocks are freed.
+_KEPT = 32 << 20
 
 
-def give_back_large() -> None:
-    """From here on, in this process. Nothing where the C library is another."""
-    if sys.platform.startswith("linux"):
-        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-        if set_option is not None:
-            set_option(_MMAP_THRESHOLD, LARGE)
+@contextmanager
+def giving_back_large() -> Iterator[None]:
+    """While open, in this process. Nothing where the C library is another."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if set_option is None:
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, 4 << 20)
+    set_option(_TRIM_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, _KEPT)
+        set_option(_TRIM_THRESHOLD, 2 * _KEPT)

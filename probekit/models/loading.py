@@ -10,7 +10,7 @@ import hashlib
 import re
 import tempfile
 import weakref
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from probekit.models.demo import DEMO_FOLDER
 from probekit.models.depth import cut
 from probekit.models.devices import execution_device, is_dispatched, is_offloaded, offloading
 from probekit.models.failures import in_sentences, quiet_libraries
-from probekit.models.heap import give_back_large
+from probekit.models.heap import giving_back_large
 from probekit.models.placement import Placement, check_devices, placement
 from probekit.models.quantization import (
     check_quantised,
@@ -134,14 +134,15 @@ def _pretrained_model(source: str, config: Any, spec: ModelSpec) -> nn.Module:
         # For what goes to disk and is not in the checkpoint.
         folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="probekit-"))
         arguments, spread = _arguments(config, spec, already, folder)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            revision=spec.revision,
-            trust_remote_code=spec.trust_remote_code,
-            output_loading_info=True,
-            **arguments,
-        )
+        with giving_back_large() if spec.quantization is not None else nullcontext():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                revision=spec.revision,
+                trust_remote_code=spec.trust_remote_code,
+                output_loading_info=True,
+                **arguments,
+            )
         model: nn.Module = loaded[0]
         _check_fit(model, loaded[1], spec)
         if spread is not None:
@@ -158,8 +159,6 @@ def _arguments(
     arguments: dict[str, Any] = {"dtype": _dtype(spec.dtype)}
     if spec.quantization is not None and not already:
         arguments["quantization_config"] = quantization_config(spec.quantization)
-    if spec.quantization is not None or already:
-        give_back_large()
     spread = _spread(config, spec, already)
     if spread is not None:
         arguments["device_map"] = {"": "cpu"}

@@ -193,12 +193,17 @@ def _load(
         for expression in site_expressions(options):
             subject.expand_sites(expression)
     timings["load"] = timings.get("load", 0.0) + time.perf_counter() - began
-    if manifest.get("model", subject.facts) != subject.facts:
+    if _without_placement(manifest.get("model", subject.facts)) != _without_placement(subject.facts):
         raise UsageError(f"The model '{model.name}' is not the one that the run was begun with; start it anew.")
     manifest["model"] = subject.facts
     manifest["prompts"] = [{"text": prompt.text, "tokens": prompt.tokens} for prompt in prompts]
     directory.write_json("timings.json", timings)
     return subject, prompts
+
+
+def _without_placement(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model is, without where its parts are: a device map goes by what is free when it is made."""
+    return {name: fact for name, fact in facts.items() if name != "device" or isinstance(fact, str)}
 
 
 def _analyse(
