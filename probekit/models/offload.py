@@ -17,6 +17,7 @@ from accelerate.hooks import AlignDevicesHook
 from accelerate.utils.modeling import named_module_tensors
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from probekit.models.devices import as_device, offloading
 
@@ -56,17 +57,19 @@ class Offloaded:
         running: list[nn.Module] = []
 
         def enter(module: nn.Module, _inputs: Any) -> None:
-            running.append(module)
+            if module in self._hooks:
+                running.append(module)
 
         def leave(module: nn.Module, _inputs: Any, _output: Any) -> None:
-            while running and running.pop() is not module:
-                pass
+            if module in self._hooks:
+                while running and running.pop() is not module:
+                    pass
 
         with ExitStack() as hooks:
-            for module in self._hooks:
-                hooks.callback(module.register_forward_pre_hook(enter).remove)
-                hooks.callback(module.register_forward_hook(leave).remove)
-            hooks.callback(self._drop, running)
+            if self._hooks:  # two hooks for all modules: two on each of hundreds take longer than a small model
+                hooks.callback(register_module_forward_pre_hook(enter).remove)
+                hooks.callback(register_module_forward_hook(leave).remove)
+                hooks.callback(self._drop, running)
             if gradients and self._hooks:
                 hooks.enter_context(saved_tensors_hooks(self._keeping(running), _fetched))
             yield
@@ -90,10 +93,12 @@ class Offloaded:
         return keep
 
 
-def _own(module: nn.Module, hook: AlignDevicesHook) -> list[tuple[str, torch.Tensor]]:
-    """The weights that a module's hook brings and drops."""
-    tensors = named_module_tensors(module, recurse=hook.place_submodules)
-    return [(name, tensor) for name, tensor in tensors if name in hook.weights_map]
+def _own(module: nn.Module, hook: AlignDevicesHook) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that a module's hook brings and drops, as it finds them itself."""
+    found: Iterator[tuple[str, torch.Tensor]] = named_module_tensors(
+        module, include_buffers=hook.offload_buffers, recurse=hook.place_submodules, remove_non_persistent=True
+    )
+    return found
 
 
 def _fetched(kept: torch.Tensor | Kept) -> torch.Tensor:
