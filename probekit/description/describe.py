@@ -154,6 +154,6 @@ def _tied(tables: Sequence[nn.Module], head: nn.Module | None) -> bool:
 
 def _loaded(subject: Subject) -> dict[str, Any]:
     """What only the weights tell: making the subject has checked that substitution is what the plain forward is."""
-    kept = ("source", "revision", "weights_seed", "weights_sha256", "dtype", "device")
+    kept = ("source", "revision", "weights_seed", "weights_sha256", "dtype", "quantization", "device")
     facts = {key: subject.facts[key] for key in kept if key in subject.facts}
     return {**facts, "substitution": True, "conditioned_on_ids": subject.reads_ids("block.-1")}

@@ -32,7 +32,7 @@ def kept_for_gradient(subject: Subject, site: str, input_ids: torch.Tensor) -> K
     """What the gradient of a layer map keeps for one row, `input_ids` `[1, T]`, measured on its first tokens.
 
     All that autograd saves in a forward pass but weights and buffers; what a backward pass needs for a moment on top
-    of that, about the size of one block's share, is left out.
+    of that, about the size of one block's share, is left out. 0 where that is not seen: where weights are offloaded.
     """
     length = input_ids.shape[1]
     if length <= LENGTHS[-1] or subject.anatomy.sequence is not None:
@@ -92,7 +92,9 @@ def _mapped_files() -> list[tuple[int, int]]:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    ranges = [line.split(maxsplit=1)[0].split("-") for line in lines if line.endswith(".safetensors")]
+    # A file that goes with the process has no name any more.
+    named = [line for line in lines if line.removesuffix(" (deleted)").endswith(".safetensors")]
+    ranges = [line.split(maxsplit=1)[0].split("-") for line in named]
     return [(int(start, 16), int(end, 16)) for start, end in ranges]
 
 

@@ -219,6 +219,8 @@ def _loaded(loaded: Mapping[str, Any]) -> list[Row]:
     where = device if isinstance(device, str) else ", ".join(f"{path or 'all'}: {on}" for path, on in device.items())
     again = "read again by blocks: a layer map needs them" if loaded["conditioned_on_ids"] else "not read again"
     rows: list[Row] = [("dtype", loaded["dtype"]), ("device", where)]
+    for kind, count in loaded.get("quantization", {}).items():
+        rows.append((kind, f"{count} linear layers"))
     if "weights_sha256" in loaded:
         rows.append(("weights", f"SHA-256 {loaded['weights_sha256']}"))
     if "weights_seed" in loaded:

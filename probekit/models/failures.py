@@ -33,9 +33,11 @@ _estimating = ContextVar("estimating", default=False)
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Without the libraries' own bars and warnings while loading: what matters of them becomes an error here."""
-    quantizer = logging.getLogger("bitsandbytes")  # warns, on every CPU, of kernels that would have to be downloaded
-    level = quantizer.level
-    quantizer.setLevel(logging.ERROR)
+    # One warns, on every CPU, of kernels that would have to be downloaded; the other of offloading, which was asked for.
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -43,7 +45,8 @@ def quiet_libraries() -> Iterator[None]:
     try:
         yield
     finally:
-        quantizer.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

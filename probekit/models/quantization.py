@@ -43,13 +43,14 @@ def quantised_as(config: Any) -> str | None:
 
 
 def quantised_layers(model: nn.Module) -> dict[str, int]:
-    """How many layers are quantised by bitsandbytes, by kind (`int8`, `nf4`, `fp4`), and how many linear ones are not.
+    """How many layers bitsandbytes has quantised, by kind (`int8`, `nf4`, `fp4`), and how many linear ones are not
+    (`unquantised`).
 
     Empty for a model without any. A layer counts by what its weight is: int8 numbers, or packed ones with their scales.
     """
     found = Counter(_kind(module) for module in model.modules())
     del found[""]
-    return dict(found) if found.keys() - {"not"} else {}
+    return dict(found) if found.keys() - {"unquantised"} else {}
 
 
 def _kind(module: nn.Module) -> str:
@@ -59,12 +60,12 @@ def _kind(module: nn.Module) -> str:
         return str(state.quant_type)
     if type(module).__name__ == "Linear8bitLt" and weight is not None and weight.dtype == torch.int8:
         return "int8"
-    return "not" if isinstance(module, nn.Linear | Conv1D) else ""
+    return "unquantised" if isinstance(module, nn.Linear | Conv1D) else ""
 
 
 def check_quantised(model: nn.Module, spec: ModelSpec) -> None:
     """Raise ModelError unless there are layers of the kind that was asked for, and of no other."""
-    kinds = quantised_layers(model).keys() - {"not"}
+    kinds = quantised_layers(model).keys() - {"unquantised"}
     if not kinds:
         raise ModelError(
             f"'{spec.name}' has no linear layer that bitsandbytes converts, so it cannot be quantised to "

@@ -59,7 +59,13 @@ def _attach(module: nn.Module, named: bool, resident: bool, device: torch.device
 
 def _move(module: nn.Module, device: torch.device, moved: dict[int, nn.Parameter]) -> None:
     """Move a module's own weights, one that it shares with another only once."""
-    if isinstance(module, Linear8bitLt | Linear4bit):
+    if isinstance(module, Linear8bitLt):
+        _settle(module)
+        module.state.CB = None  # one copy of the weight on the device, not two
+        module.to(device)  # type: ignore[no-untyped-call]
+        module.state.CB = module.weight.data
+        return
+    if isinstance(module, Linear4bit):
         module.to(device)
         return
     for name, parameter in module._parameters.items():
@@ -70,6 +76,12 @@ def _move(module: nn.Module, device: torch.device, moved: dict[int, nn.Parameter
     for name, buffer in module._buffers.items():
         if buffer is not None:
             module._buffers[name] = buffer.to(device)
+
+
+def _settle(layer: Linear8bitLt) -> None:
+    """Bring a layer's scales from its weight to itself, as its first forward would."""
+    if layer.weight.CB is not None:  # type: ignore[attr-defined]
+        layer.init_8bit_state()  # type: ignore[no-untyped-call]
 
 
 class Streamed(AlignDevicesHook):  # type: ignore[misc]  # accelerate has no types
@@ -117,8 +129,8 @@ class Quantised(Streamed):
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         super().__init__(module, device)
         self._input: torch.Tensor | None = None
-        if getattr(module.weight, "CB", None) is not None:
-            module.init_8bit_state()  # type: ignore[operator]  # from the weight to the layer, as its first forward does
+        if isinstance(module, Linear8bitLt):
+            _settle(module)
         self._state = vars(module).get("state")
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

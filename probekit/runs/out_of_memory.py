@@ -58,19 +58,16 @@ def _in_gradient(error: BaseException) -> bool:
 
 
 def _estimates(subject: Subject, prompts: Sequence[Prompt], options: Options, where: str, gradient: bool) -> str:
-    from probekit.description.memory import free, weights
+    from probekit.description.memory import Kept, free, kept_for_gradient, weights
 
     ids = max((prompt.input_ids for prompt in prompts), key=lambda ids: ids.shape[1])
     tokens = ids.shape[1]
     held = weights(subject)
     needs, helps = [], []
     field, site = _site(subject, options, where)
-    kept = 0
-    if gradient and site:
-        from probekit.description.memory import kept_for_gradient
-
-        of_length = kept_for_gradient(subject, site, ids)
-        kept = of_length(tokens)
+    of_length = kept_for_gradient(subject, site, ids) if gradient and site else Kept(0)
+    kept = of_length(tokens)
+    if kept:
         needs.append(f"the gradient of one row of {tokens} tokens keeps about {size(kept)} up to {site}")
         earlier = _earlier(subject, site)
         if earlier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from probekit.errors import UsageError
@@ -56,8 +57,8 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
             f"{spec['name']} ({model.get('architecture', '?')}, {weights}, {model.get('parameters', 0):,} parameters)",
         ),
         ("Prompt" if len(prompts) == 1 else f"{len(prompts)} prompts", " ⏐ ".join(prompts)),
-        ("Precision", " ".join(filter(None, [model.get("dtype", "?"), spec["quantization"]]))),
-        ("Device", _plain(model.get("device", "?"))),
+        ("Precision", ", ".join([model.get("dtype", "?"), *_quantised(model.get("quantization", {}))])),
+        ("Device", _devices(model.get("device", "?"))),
         ("Special tokens", "added by the tokenizer" if configuration["special_tokens"] else "not added"),
         ("Seed", str(configuration["seed"])),
         ("Status", manifest["status"]),
@@ -75,6 +76,19 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
         command=manifest["command"],
         provenance=provenance,
     )
+
+
+def _quantised(layers: Mapping[str, int]) -> Iterator[str]:
+    """`int8 in 192 of 193 linear layers`."""
+    total = sum(layers.values())
+    for kind, count in layers.items():
+        if kind != "unquantised":
+            yield f"{kind} in {count} of {total} linear layers"
+
+
+def _devices(device: str | Mapping[str, str]) -> str:
+    """The device, or those of a device map, which is whole in the provenance."""
+    return device if isinstance(device, str) else " and ".join(dict.fromkeys(device.values()))
 
 
 def _plain(value: Any) -> str:

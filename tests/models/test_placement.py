@@ -60,7 +60,7 @@ def logits(subject: probekit.Subject) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_on_disk_are_quantised_as_well(save: Callable[..., str], kind: Any) -> None:
     subject = probekit.load(save(), quantization=kind, device_map=half_on_disk())
-    assert subject.facts["quantization"] == {kind: LAYERS * 7, "not": 1}
+    assert subject.facts["quantization"] == {kind: LAYERS * 7, "unquantised": 1}
     assert set(subject.facts["device"].values()) == {"cpu", "disk"}
     assert torch.equal(logits(subject), logits(probekit.load(save(), quantization=kind)))
 
@@ -200,7 +200,7 @@ def test_layers_are_counted_by_what_their_weights_are() -> None:
     assert quantised_layers(layers) == {}, "its weights are still what they were"
     layers[0].to("cpu")
     layers[0].weight = layers[0].weight.to("cpu")
-    assert quantised_layers(layers) == {"int8": 1, "not": 1}
+    assert quantised_layers(layers) == {"int8": 1, "unquantised": 1}
 
 
 def test_a_plugin_s_own_placement_is_not_undone(save: Callable[..., str]) -> None:
@@ -230,3 +230,11 @@ def test_a_wrapped_model_keeps_the_types_of_its_biases(compute: torch.dtype | No
     subject = probekit.Subject(model)
     subject.layer_map("block.-1")(subject.embed(IDS).requires_grad_()).sum().backward()
     assert {name: part.dtype for name, part in model.named_parameters()} == before
+
+
+def test_offloading_that_was_asked_for_is_not_warned_of(
+    save: Callable[..., str], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    probekit.load(save(), device_map=half_on_disk())
+    assert caplog.messages == []
+    assert capfd.readouterr() == ("", "")
