@@ -33,7 +33,7 @@ _estimating = ContextVar("estimating", default=False)
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Without the libraries' own bars and warnings while loading: what matters of them becomes an error here."""
-    # One warns, on every CPU, of kernels that would have to be downloaded; the other of offloading, which was asked for.
+    # One warns, on every CPU, of kernels that would have to be downloaded; the other of offloading, as asked for.
     loggers = [logging.getLogger(name) for name in ("bitsandbytes", "accelerate")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

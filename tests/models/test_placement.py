@@ -235,6 +235,8 @@ def test_a_wrapped_model_keeps_the_types_of_its_biases(compute: torch.dtype | No
 def test_offloading_that_was_asked_for_is_not_warned_of(
     save: Callable[..., str], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    probekit.load(save(), device_map=half_on_disk())
+    folder = save()
+    capfd.readouterr()
+    probekit.load(folder, device_map=half_on_disk())
     assert caplog.messages == []
     assert capfd.readouterr() == ("", "")
