@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from probekit.errors import ModelError, UsageError
 from probekit.models.failures import first_words
@@ -54,9 +55,11 @@ def _text_part(config: Any) -> Any:
 
 def _check(whole: Any, first: Any, field: str, full: int, spec: ModelSpec) -> None:
     """Build both without weights, from copies, since transformers writes into a config, and compare them."""
-    model = on_meta(copy.deepcopy(whole), spec)
+    with no_init_weights():
+        model = on_meta(copy.deepcopy(whole), spec)
     try:
-        shorter = on_meta(copy.deepcopy(first), spec)
+        with no_init_weights():
+            shorter = on_meta(copy.deepcopy(first), spec)
     except Exception as error:  # a model's own code raises what it likes
         raise _refusal(spec, f"so few do not make a model ({first_words(error).rstrip('.')})") from error
     lengths = [
