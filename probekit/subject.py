@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from probekit.forward.rest import resting
 from probekit.models.anatomy import Anatomy, find_anatomy
 from probekit.models.devices import execution_device
 from probekit.models.loading import LoadedModel, load_model
+from probekit.models.offload import Offloaded
 from probekit.models.passes import context_of, padding_token
 from probekit.models.spec import ModelSpec, parse_spec
 from probekit.models.tokens import decode_text, encode_text, token_strings
@@ -183,7 +184,7 @@ class Subject:
         """Token embeddings as the model's embedding module returns them, before positions: `[batch, sequence]` → `[…,
         d]`.
         """
-        with torch.no_grad(), resting(self.model, self._settled):
+        with torch.no_grad(), self._passing(gradients=False):
             ids = input_ids.to(self.device)
             first, *more = (table(ids) for table in self.anatomy.tables)
         embeddings: torch.Tensor = sum(more, first)
@@ -311,7 +312,7 @@ class Subject:
                 f"A text of {longest} tokens is to be generated, the prompt's {input_ids.shape[1]} among them, but the "
                 f"model's context is {self.context}; generate less, or shorten the prompt."
             )
-        with resting(self.model, self._settled):
+        with self._passing(gradients=False):
             return forward.generate(self.model, input_ids.to(self.device), seed, logits_processor, settings)
 
     @property
@@ -331,8 +332,14 @@ class Subject:
         or more before it than its final norm, UsageError if the activation's width is not the head's.
         """
         width = self.head_width
-        with resting(self.model, self._settled):
+        with self._passing(activation.requires_grad and torch.is_grad_enabled()):
             return forward.unembed(self.anatomy, type(self.model).__name__, width, activation, norm)
+
+    @contextmanager
+    def _passing(self, gradients: bool) -> Iterator[None]:
+        """The model at rest, and nothing of an offload left behind."""
+        with resting(self.model, self._settled), Offloaded(self.model).passing(gradients):
+            yield
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import get_max_memory
 from accelerate.utils.memory import clear_device_cache
 
+from probekit.models.mapping import is_mapped, mapped_files
 from probekit.subject import Subject
 
 # What a gradient keeps is measured at these lengths, and from them follows for any other.
@@ -77,25 +78,12 @@ class Held:
 
 def weights(subject: Subject) -> Held:
     """Where the weights are: in memory, in a mapped file, or offloaded."""
-    ranges = _mapped_files()
+    ranges = mapped_files()
     sizes = {"in_memory": 0, "mapped": 0, "offloaded": 0}
     for parameter in {id(each): each for each in subject.model.parameters()}.values():
-        address = 0 if parameter.is_meta or parameter.device.type != "cpu" else parameter.data_ptr()
-        mapped = address and any(start <= address < end for start, end in ranges)
-        sizes["offloaded" if parameter.is_meta else "mapped" if mapped else "in_memory"] += parameter.nbytes
+        where = "mapped" if is_mapped(parameter, ranges) else "offloaded" if parameter.is_meta else "in_memory"
+        sizes[where] += parameter.nbytes
     return Held(**sizes)
-
-
-def _mapped_files() -> list[tuple[int, int]]:
-    """Addresses of this process behind which there is a file of weights; none where the system does not tell."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    # A file that goes with the process has no name any more.
-    named = [line for line in lines if line.removesuffix(" (deleted)").endswith(".safetensors")]
-    ranges = [line.split(maxsplit=1)[0].split("-") for line in named]
-    return [(int(start, 16), int(end, 16)) for start, end in ranges]
 
 
 def give_back() -> None:

@@ -40,7 +40,7 @@ def cut(config: Any, spec: ModelSpec) -> Any:
         raise UsageError(f"A depth of {depth} blocks was asked for, but the model has {full}.")
     if depth < full:
         for name, value in list(vars(text).items()):
-            if isinstance(value, list | tuple) and len(value) == full:
+            if isinstance(value, list | tuple) and len(value) == full and "token" not in name:
                 setattr(text, name, value[:depth])
         setattr(text, field, depth)
         _check(whole, config, field, full, spec)
@@ -98,7 +98,11 @@ def _difference(model: nn.Module, shorter: nn.Module) -> str:
     return ""
 
 
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
+
+
 def _described(module: nn.Module) -> dict[str, Any]:
     """What tells a module from another in its place: its class, its plain attributes and the classes of its parts."""
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
+    plain = {name: value for name, value in vars(module).items() if _is_plain(value)}
     return {**plain, **{name: type(part) for name, part in module.named_children()}, "class": type(module)}

@@ -64,3 +64,13 @@ def device_of(path: str, device_map: Mapping[str, Any]) -> Any:
             return "cpu"
         path = path.rpartition(".")[0]
     return device_map[path]
+
+
+def computing_device(path: str, device_map: Mapping[str, Any]) -> torch.device:
+    """Where what waits on the CPU or on disk computes: on the first device of the map that is neither, if there is one;
+    everything else where it is.
+    """
+    place = device_of(path, device_map)
+    if place in HOME:
+        place = next((device for device in device_map.values() if device not in HOME), "cpu")
+    return as_device(place)

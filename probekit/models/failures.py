@@ -30,6 +30,10 @@ from probekit.models.spec import ModelSpec
 _estimating = ContextVar("estimating", default=False)
 
 
+class DiskFull(BaseException):
+    """Raised while transformers converts weights, which makes one error without a cause of any Exception there."""
+
+
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Without the libraries' own bars and warnings while loading: what matters of them becomes an error here."""
@@ -59,11 +63,11 @@ def in_sentences(spec: ModelSpec) -> Iterator[None]:
         yield
     except (ModelError, UsageError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except (Exception, DiskFull) as error:
         raise ModelError(_explain(spec, error)) from error
 
 
-def _explain(spec: ModelSpec, error: Exception) -> str:
+def _explain(spec: ModelSpec, error: BaseException) -> str:
     name = spec.name
     causes: list[BaseException] = []
     cause: BaseException | None = error
@@ -78,6 +82,11 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
 
     text = " ".join(str(part) for part in causes)
     first_line = first_words(error)
+    if caused_by(DiskFull) or "No space left" in text:
+        return (
+            f"The disk is full: '{name}' needs a temporary folder for what does not stay in memory; name a larger "
+            "place for it in TMPDIR."
+        )
     if "trust_remote_code" in text:
         return f"'{name}' comes with its own model code, which is not run unless you allow it with --trust-remote-code."
     if caused_by(GatedRepoError):

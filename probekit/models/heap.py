@@ -9,6 +9,7 @@ takes two and a half times as long in NF4.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,12 @@ _KEPT = 32 << 20
 
 @contextmanager
 def giving_back_large() -> Iterator[None]:
-    """While open, in this process. Nothing where the C library is another."""
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    """While open, in this process; from then on glibc keeps what it would have come to keep by itself. Nothing where
+    the C library is another, or environment variables tell it what to do.
+    """
+    chosen = any(name.startswith("MALLOC_") for name in os.environ)
+    ours = sys.platform.startswith("linux") and not chosen
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if ours else None
     if set_option is None:
         yield
         return

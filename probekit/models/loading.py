@@ -18,21 +18,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from probekit.errors import ModelError, UsageError
 from probekit.models.demo import DEMO_FOLDER
 from probekit.models.depth import cut
-from probekit.models.devices import execution_device, is_dispatched, is_offloaded, offloading
+from probekit.models.devices import as_device, execution_device, is_dispatched, is_offloaded, offloading
 from probekit.models.failures import in_sentences, quiet_libraries
 from probekit.models.heap import giving_back_large
-from probekit.models.placement import Placement, check_devices, placement
+from probekit.models.placement import Placement, by_bitsandbytes, check_devices, limits, placement
 from probekit.models.quantization import (
     check_quantised,
     check_reading_back,
     keep_quantised_weights,
+    numbers,
     quantised_as,
     quantised_layers,
+    quantised_share,
     quantization_config,
+    without_quantization,
 )
 from probekit.models.sources import commit, find_source, load_tokenizer, on_meta, read_config, weights_hash
 from probekit.models.spec import ModelSpec
@@ -79,7 +83,7 @@ def provided_model(spec: ModelSpec, plugins: Plugins | None) -> LoadedModel | No
     if provided is None:
         return None
     model, tokenizer = provided
-    if spec.device is not None:
+    if spec.device is not None and execution_device(model) != as_device(spec.device):
         if is_dispatched(model) or quantised_layers(model):
             raise UsageError(
                 f"'{spec.name}' is placed by the plugin that loads it, and must not be moved; leave --device out."
@@ -97,10 +101,11 @@ def _settled(model: nn.Module, tokenizer: Any | None, facts: dict[str, Any], spe
     model.requires_grad_(False)
     keep_quantised_weights(model)
     if spec.quantization is not None:
-        check_quantised(model, spec)
+        check_quantised(model, spec, by_plugin=facts["source"] == "plugin")
     if layers := quantised_layers(model):
         check_reading_back(model, spec)
         facts["quantization"] = layers
+        facts["quantised_share"] = round(quantised_share(model), 4)
     facts["architecture"] = type(model).__name__
     facts["dtype"] = str(getattr(model, "dtype", None) or next(model.parameters()).dtype).removeprefix("torch.")
     device_map = getattr(model, "hf_device_map", None)
@@ -109,7 +114,7 @@ def _settled(model: nn.Module, tokenizer: Any | None, facts: dict[str, Any], spe
     )
     tied = getattr(model, "all_tied_weights_keys", None) or {}  # offloading takes these apart
     kept = [part for name, part in model.named_parameters() if not (part.is_meta and name in tied)]
-    facts["parameters"] = sum(part.numel() for part in kept)
+    facts["parameters"] = sum(map(numbers, kept))
     return LoadedModel(model, tokenizer, facts)
 
 
@@ -124,6 +129,11 @@ def _pretrained_model(source: str, config: Any, spec: ModelSpec) -> nn.Module:
             f"The weights of '{spec.name}' are quantised already ({already}), and cannot be quantised as "
             f"{spec.quantization}; leave --quantization out."
         )
+    if already and spec.dtype != "auto":
+        raise UsageError(
+            f"The weights of '{spec.name}' are quantised already ({already}), and the others keep the precision in "
+            "which they were saved; leave --dtype out."
+        )
     precision = getattr(config, "dtype", None) if spec.dtype == "auto" else _dtype(spec.dtype)
     if spec.quantization in ("nf4", "fp4") and precision == torch.float64:
         raise UsageError(
@@ -132,8 +142,8 @@ def _pretrained_model(source: str, config: Any, spec: ModelSpec) -> nn.Module:
         )
     with ExitStack() as kept:
         # For what goes to disk and is not in the checkpoint.
-        folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="probekit-"))
-        arguments, spread = _arguments(config, spec, already, folder)
+        folder = kept.enter_context(_temporary_folder()) if spec.device_map is not None else ""
+        arguments, placed = _arguments(config, spec, already, folder)
         with giving_back_large() if spec.quantization is not None else nullcontext():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -145,11 +155,21 @@ def _pretrained_model(source: str, config: Any, spec: ModelSpec) -> nn.Module:
             )
         model: nn.Module = loaded[0]
         _check_fit(model, loaded[1], spec)
-        if spread is not None:
-            _spread_out(model, spread, folder, spec)
+        if placed is not None:
+            _spread_out(model, placed, folder)
         if is_offloaded(model):
             weakref.finalize(model, kept.pop_all().close)
     return model
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="probekit-")
+    except OSError as error:
+        raise ModelError(
+            f"What does not stay in memory needs a temporary folder, and none can be made ({error.strerror}); "
+            "name a place for it in TMPDIR."
+        ) from error
 
 
 def _arguments(
@@ -159,46 +179,41 @@ def _arguments(
     arguments: dict[str, Any] = {"dtype": _dtype(spec.dtype)}
     if spec.quantization is not None and not already:
         arguments["quantization_config"] = quantization_config(spec.quantization)
-    spread = _spread(config, spec, already)
-    if spread is not None:
-        arguments["device_map"] = {"": "cpu"}
-        if "quantization_config" in arguments:
-            from probekit.models.spilling import SpillingConfig  # imports bitsandbytes
-
-            plain = arguments["quantization_config"]
-            arguments["quantization_config"] = SpillingConfig(plain, spread.device_map, folder)
-    elif spec.device_map is not None:
-        arguments |= {"device_map": spec.device_map, "max_memory": spec.max_memory, "offload_folder": folder}
-    elif spec.device is not None:
-        arguments["device_map"] = {"": spec.device}
-    elif spec.quantization is not None or already:
-        arguments["device_map"] = {"": "cuda" if torch.cuda.is_available() else "cpu"}
-    return arguments, spread
-
-
-def _spread(config: Any, spec: ModelSpec, already: str | None) -> Placement | None:
-    """Where the parts of a quantised model go, if the device map leaves some where they are not computed with.
-
-    transformers would keep those in fp32, or refuse the map.
-    """
-    kind: Any = spec.quantization or (already if already in ("int8", "nf4", "fp4") else None)
-    if spec.device_map is None or (kind is None and isinstance(spec.device_map, str)):
-        return None
+    if spec.device_map is None:
+        if spec.device is not None:
+            arguments["device_map"] = {"": spec.device}
+        elif spec.quantization is not None or already:
+            arguments["device_map"] = {"": "cuda" if torch.cuda.is_available() else "cpu"}
+        return arguments, None
+    if by_bitsandbytes(config, spec) is None:
+        if isinstance(spec.device_map, dict):
+            placement(on_meta(config, spec), spec)  # which checks it
+        by_transformers = {"device_map": spec.device_map, "max_memory": limits(spec), "offload_folder": folder}
+        return arguments | by_transformers, None
     dtype = None if spec.dtype == "auto" else getattr(torch, spec.dtype)
-    found = placement(on_meta(config, spec, dtype), spec.model_copy(update={"quantization": kind}))
-    return found if kind is not None and found.offloads() else None
+    found = placement(on_meta(config, spec, dtype), spec)
+    if not found.offloads():
+        return arguments | {"device_map": found.device_map}, None
+    # transformers would keep what is not on the devices that compute in fp32, or refuse the map.
+    if not already:
+        from probekit.models.spilling import SpillingConfig  # imports bitsandbytes
+
+        plain = arguments["quantization_config"]
+        arguments["quantization_config"] = SpillingConfig(plain, found.device_map, folder)
+    return arguments | {"device_map": {"": "cpu"}}, found
 
 
-def _spread_out(model: Any, spread: Placement, folder: str, spec: ModelSpec) -> None:
+def _spread_out(model: Any, placed: Placement, folder: str) -> None:
     from probekit.models.spilling import SpillingConfig, spill
-    from probekit.models.streaming import spread as spread_out
+    from probekit.models.streaming import spread
 
-    if spec.dtype != "auto":  # what has the precision of the checkpoint is mapped from there
-        spill(model, spread.device_map, folder)
-    spread_out(model, spread.device_map)
+    spill(model, placed.device_map, folder)
+    spread(model, placed.device_map)
     used = model.config.quantization_config
-    if isinstance(used, SpillingConfig):  # so that the model can be saved
-        model.config.quantization_config = model.hf_quantizer.quantization_config = used.plain
+    if isinstance(used, SpillingConfig):  # from here on a model like any other that is quantised
+        model.config.quantization_config = used.plain
+        model.hf_quantizer = AutoHfQuantizer.from_config(used.plain, pre_quantized=False)
+        model.quantization_method = used.plain.quant_method
 
 
 def _check_fit(model: nn.Module, info: dict[str, Any], spec: ModelSpec) -> None:
@@ -227,6 +242,7 @@ def _check_fit(model: nn.Module, info: dict[str, Any], spec: ModelSpec) -> None:
 
 def _random_model(config: Any, spec: ModelSpec) -> nn.Module:
     """Random weights of the same config, seeded, without touching the caller's random state."""
+    config = without_quantization(config)
     dtype = _dtype(spec.dtype)
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
@@ -239,7 +255,7 @@ def _random_model(config: Any, spec: ModelSpec) -> nn.Module:
         return model if spec.device is None else model.to(spec.device)
     with ExitStack() as kept:
         # The normal path quantises and places only what it loads.
-        folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="probekit-"))
+        folder = kept.enter_context(_temporary_folder())
         model.save_pretrained(folder)  # type: ignore[operator]
         del model
         placed = _pretrained_model(folder, config, spec)

@@ -20,7 +20,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from probekit.errors import UsageError, nearest
 from probekit.models.devices import HOME, device_of
-from probekit.models.quantization import quantization_config
+from probekit.models.quantization import quantised_as, quantization_config
 from probekit.models.spec import ModelSpec
 
 WORDS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -46,12 +46,14 @@ def check_devices(spec: ModelSpec) -> None:
     for path, device in spec.device_map.items() if isinstance(spec.device_map, dict) else ():
         if device not in HOME:
             _check_device(device, f" (in the device map, for '{path}')")
+    if spec.max_memory == {}:
+        raise UsageError("The memory of no device is given; name some, as in --max-memory 0=10GiB,cpu=30GiB.")
     for device, size in (spec.max_memory or {}).items():
         if device not in HOME:
             _check_device(device, " (in --max-memory)")
         try:
             convert_file_size_to_int(size)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise UsageError(
                 f"'{size}' is no size of memory; expected bytes, or '10GiB', '500MB' or the like."
             ) from None
@@ -63,6 +65,13 @@ def _check_device(name: str | int, where: str = "") -> None:
     except RuntimeError:
         raise UsageError(f"'{name}' is not a device{where}; expected 'cpu', 'cuda:0', 'mps' or the like.") from None
     there = torch.cuda.device_count()
+    accelerator = torch.accelerator.current_accelerator()
+    if device.type not in ("cpu", "cuda", "mps" if accelerator is None else accelerator.type) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise UsageError(f"There is no device '{name}' here that could compute{where}.")
+    if device.type == "cpu" and device.index:
+        raise UsageError(f"There is one CPU, 'cpu', and no '{name}'{where}.")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= there):
         raise UsageError(f"There is no device '{name}' here ({there} CUDA devices){where}.")
 
@@ -84,16 +93,16 @@ class Placement:
 def placement(model: nn.Module, spec: ModelSpec) -> Placement:
     """Where a skeleton's parts go: by `--device-map` where one is given, else by `auto`.
 
-    Raises UsageError for a map that names no part of the model, ValueError for one that leaves a part out. Source:
-    `_get_device_map` in transformers.integrations.accelerate.
+    Raises UsageError for a map that names no part of the model, or leaves one out. Source: `_get_device_map` in
+    transformers.integrations.accelerate.
     """
     quantizer: Any = None
-    if spec.quantization is not None:
+    if kind := by_bitsandbytes(model.config, spec):
         model = copy.deepcopy(model)
-        quantizer = AutoHfQuantizer.from_config(quantization_config(spec.quantization), pre_quantized=False)
+        quantizer = AutoHfQuantizer.from_config(quantization_config(kind), pre_quantized=False)
         quantizer.preprocess_model(model=model, device_map=None)
     sizes, _ = compute_module_sizes(model, quantizer, only_modules=False)  # type: ignore[arg-type]
-    given: Any = dict(spec.max_memory) if spec.max_memory is not None else None
+    given = limits(spec)
     free = get_max_memory(given)
     if isinstance(spec.device_map, dict):
         _check_paths(model, spec.device_map)
@@ -117,15 +126,30 @@ def placement(model: nn.Module, spec: ModelSpec) -> Placement:
     return Placement(dict(found), sizes, free)
 
 
+def limits(spec: ModelSpec) -> Any:
+    """The memory of every device, where that of some is given: of the others what they have."""
+    return None if spec.max_memory is None else {**get_max_memory(), **spec.max_memory}
+
+
+def by_bitsandbytes(config: Any, spec: ModelSpec) -> str | None:
+    """The kind of bitsandbytes' layers that a model gets, or comes with."""
+    kind = spec.quantization or (quantised_as(config) if spec.weights == "pretrained" else None)
+    return kind if kind in ("int8", "nf4", "fp4") else None
+
+
 def _check_paths(model: nn.Module, device_map: Mapping[str, Any]) -> None:
-    known = [path for path, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
+    known = [path for path, _ in model.named_modules()] + list(model._parameters)
     for path in device_map:
         if path not in known:
             raise UsageError(f"The device map names '{path}', which is no part of the model.{nearest(path, known)}")
     try:
         check_device_map(model, device_map)
     except ValueError as error:
-        raise UsageError(f"The device map leaves parts of the model out: {str(error).partition(': ')[2]}") from None
+        missing = str(error).partition(": ")[2].split(", ")
+        raise UsageError(
+            f"The device map leaves {len(missing)} weights of the model out (first: {missing[0]}); the path '' stands "
+            "for all that no other names."
+        ) from None
     for name, source in getattr(model, "all_tied_weights_keys", {}).items():
         places = [device_of(key, device_map) for key in (name, source)]
         if "disk" in places and places[0] != places[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import Counter
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from probekit.errors import ModelError
+from probekit.models.devices import execution_device
 from probekit.models.spec import ModelSpec
 
 
@@ -42,6 +44,14 @@ def quantised_as(config: Any) -> str | None:
     return None
 
 
+def without_quantization(config: Any) -> Any:
+    """A copy of a config that says nothing of how weights are quantised: for weights of one's own."""
+    plain = copy.deepcopy(config)
+    for part in (plain, plain.get_text_config(decoder=True)):
+        vars(part).pop("quantization_config", None)
+    return plain
+
+
 def quantised_layers(model: nn.Module) -> dict[str, int]:
     """How many layers bitsandbytes has quantised, by kind (`int8`, `nf4`, `fp4`), and how many linear ones are not
     (`unquantised`).
@@ -51,6 +61,19 @@ def quantised_layers(model: nn.Module) -> dict[str, int]:
     found = Counter(_kind(module) for module in model.modules())
     del found[""]
     return dict(found) if found.keys() - {"unquantised"} else {}
+
+
+def numbers(parameter: nn.Parameter) -> int:
+    """How many numbers a parameter stands for, packed ones each."""
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else state.shape.numel())
+
+
+def quantised_share(model: nn.Module) -> float:
+    """Which share of a model's weights is quantised: experts that are joined in one tensor, for example, are not."""
+    counted = {id(part): numbers(part) for part in model.parameters()}
+    weights = [module.weight for module in model.modules() if _kind(module) not in ("", "unquantised")]
+    return sum(counted[id(weight)] for weight in weights) / sum(counted.values())
 
 
 def _kind(module: nn.Module) -> str:
@@ -63,9 +86,14 @@ def _kind(module: nn.Module) -> str:
     return "unquantised" if isinstance(module, nn.Linear | Conv1D) else ""
 
 
-def check_quantised(model: nn.Module, spec: ModelSpec) -> None:
+def check_quantised(model: nn.Module, spec: ModelSpec, by_plugin: bool) -> None:
     """Raise ModelError unless there are layers of the kind that was asked for, and of no other."""
     kinds = quantised_layers(model).keys() - {"unquantised"}
+    if not kinds and by_plugin:
+        raise ModelError(
+            f"The plugin that loads '{spec.name}' has not quantised it to {spec.quantization}; "
+            "leave --quantization out."
+        )
     if not kinds:
         raise ModelError(
             f"'{spec.name}' has no linear layer that bitsandbytes converts, so it cannot be quantised to "
@@ -117,7 +145,7 @@ def check_reading_back(model: nn.Module, spec: ModelSpec) -> None:
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is None or state.shape[-1] % state.blocksize == 0:
             continue
-        width, device = state.shape[-1], module.weight.device
+        width, device = state.shape[-1], execution_device(module)
         if (width, device) in seen:
             continue
         seen.add((width, device))

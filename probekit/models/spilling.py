@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Int8Params
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import BitsAndBytesConfig
@@ -24,23 +24,32 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
-from probekit.models.devices import device_of
+from probekit.models.devices import HOME, computing_device, device_of
+from probekit.models.failures import DiskFull
+from probekit.models.mapping import is_mapped, mapped_files
 
 
 def mapped(tensor: torch.Tensor, folder: str) -> torch.Tensor:
     """The same values, mapped from a file that goes with them: it has no name any more, only its place on the disk."""
-    with tempfile.TemporaryDirectory(prefix="probekit-", dir=folder) as place:
+    with tempfile.TemporaryDirectory(prefix="probekit-", dir=folder, ignore_cleanup_errors=True) as place:
         file = Path(place) / "weight.safetensors"
-        save_file({"weight": tensor.detach().contiguous()}, file)
+        try:
+            save_file({"weight": tensor.detach().contiguous().cpu()}, file)
+        except (OSError, SafetensorError) as error:
+            raise DiskFull(str(error)) from error
         with safe_open(file, framework="pt") as saved:
             found: torch.Tensor = saved.get_tensor("weight")
     return found
 
 
 def spill(model: nn.Module, device_map: Mapping[str, Any], folder: str) -> None:
-    """Map the parameters of a loaded model that belong on disk, quantised ones excepted."""
+    """Map the parameters of a loaded model that belong on disk and are in memory: those that are not as the checkpoint
+    has them, because they were cast, or joined, as those of experts.
+    """
+    ranges = mapped_files()
     for name, parameter in model.named_parameters():
-        if device_of(name, device_map) == "disk" and parameter.is_floating_point():
+        plain = type(parameter) is nn.Parameter and device_of(name, device_map) == "disk"
+        if plain and not is_mapped(parameter, ranges):
             parameter.data = mapped(parameter.data, folder)
 
 
@@ -57,15 +66,21 @@ class SpillingConfig(BitsAndBytesConfig):
 
 
 class _Spill(ConversionOps):
-    """Quantises as bitsandbytes does, and maps what belongs on disk."""
+    """Quantises as bitsandbytes does, on the device that computes, and puts the result where it belongs."""
 
     def __init__(self, quantise: ConversionOps, config: SpillingConfig) -> None:
         self._quantise, self._config = quantise, config
 
     def convert(self, input_dict: dict[str, Any], *arguments: Any, **keywords: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._quantise.convert(input_dict, *arguments, **keywords)
-        for name, parameter in found.items():
-            if device_of(name, self._config.device_map) == "disk":
+        device_map = self._config.device_map
+        [name] = input_dict
+        [value] = input_dict[name] if isinstance(input_dict[name], list) else [input_dict[name]]
+        given = {name: value.to(computing_device(name, device_map))}
+        found: dict[str, Any] = self._quantise.convert(given, *arguments, **keywords)
+        place = device_of(name, device_map)
+        if place in HOME:
+            found[name] = parameter = found[name].to("cpu")
+            if place == "disk":
                 parameter.data = mapped(parameter.data, self._config.folder)
                 if isinstance(parameter, Int8Params):
                     parameter.CB = parameter.data

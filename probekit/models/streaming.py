@@ -18,7 +18,7 @@ from accelerate.utils import send_to_device
 from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import nn
 
-from probekit.models.devices import HOME, as_device, device_of
+from probekit.models.devices import HOME, as_device, computing_device, device_of
 
 
 def spread(model: nn.Module, device_map: Mapping[str, Any]) -> None:
@@ -31,9 +31,8 @@ def spread(model: nn.Module, device_map: Mapping[str, Any]) -> None:
     if away:
         moved: dict[int, nn.Parameter] = {}
         for path, module in model.named_modules():
-            device = device_of(path, device_map)
-            resident = device not in HOME
-            computes_on = as_device(device if resident else away[0])
+            resident = device_of(path, device_map) not in HOME
+            computes_on = computing_device(path, device_map)
             if resident:
                 _move(module, computes_on, moved)
             _attach(module, path in device_map, resident, computes_on)
@@ -134,11 +133,13 @@ class Quantised(Streamed):
         self._state = vars(module).get("state")
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        (given,), kwargs = super().pre_forward(module, *args, **kwargs)
+        self._input = None
+        args, kwargs = super().pre_forward(module, *args, **kwargs)
+        [given] = (*args, *kwargs.values())
         if given.requires_grad and torch.is_grad_enabled():
             self._input = given
             given = given.detach()
-        return (given,), kwargs
+        return (given,), {}
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         self.take_back(module)

@@ -202,8 +202,11 @@ def _load(
 
 
 def _without_placement(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model is, without where its parts are: a device map goes by what is free when it is made."""
-    return {name: fact for name, fact in facts.items() if name != "device" or isinstance(fact, str)}
+    """What a model is and what kind of device computes, not where its parts are: a device map goes by what is free."""
+    device = facts.get("device", {})
+    places = {device} if isinstance(device, str) else set(device.values()) - {"disk"}
+    kinds = {"cuda" if place.isdecimal() else place.partition(":")[0] for place in places}
+    return {**facts, "device": (kinds - {"cpu"}) or {"cpu"}}
 
 
 def _analyse(

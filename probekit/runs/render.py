@@ -57,7 +57,7 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
             f"{spec['name']} ({model.get('architecture', '?')}, {weights}, {model.get('parameters', 0):,} parameters)",
         ),
         ("Prompt" if len(prompts) == 1 else f"{len(prompts)} prompts", " ⏐ ".join(prompts)),
-        ("Precision", ", ".join([model.get("dtype", "?"), *_quantised(model.get("quantization", {}))])),
+        ("Precision", ", ".join([model.get("dtype", "?"), *_quantised(model)])),
         ("Device", _devices(model.get("device", "?"))),
         ("Special tokens", "added by the tokenizer" if configuration["special_tokens"] else "not added"),
         ("Seed", str(configuration["seed"])),
@@ -78,12 +78,13 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
     )
 
 
-def _quantised(layers: Mapping[str, int]) -> Iterator[str]:
-    """`int8 in 192 of 193 linear layers`."""
+def _quantised(model: Mapping[str, Any]) -> Iterator[str]:
+    """`int8 in 192 of 193 linear layers, 94 % of the weights`."""
+    layers: Mapping[str, int] = model.get("quantization", {})
     total = sum(layers.values())
     for kind, count in layers.items():
         if kind != "unquantised":
-            yield f"{kind} in {count} of {total} linear layers"
+            yield f"{kind} in {count} of {total} linear layers ({model.get('quantised_share', 0):.0%} of the weights)"
 
 
 def _devices(device: str | Mapping[str, str]) -> str:

@@ -15,8 +15,11 @@ import transformers
 from torch import nn
 
 import probekit
+from probekit.description.memory import weights
 from probekit.errors import ModelError, UsageError
 from probekit.models.quantization import quantised_layers
+from probekit.models.spec import parse_spec
+from probekit.subject import load_spec
 from tests.models.test_loading import FAMILIES, IDS
 
 LAYERS = 4
@@ -159,7 +162,7 @@ def test_temporary_files_go_with_the_model(save: Callable[..., str], tmp_path: P
         ({"device_map": {"": "gpu"}}, r"'gpu' is not a device \(in the device map, for ''\)"),
         ({"device_map": {"": 99}}, r"There is no device '99' here \(\d+ CUDA devices\) \(in the device map"),
         ({"device_map": {"model.layer": "cpu"}}, "names 'model.layer', which is no part of the model. Did you mean"),
-        ({"device_map": {"model": "disk"}}, "leaves parts of the model out: lm_head.weight"),
+        ({"device_map": {"model": "disk"}}, r"leaves 1 weights of the model out \(first: lm_head.weight\)"),
         ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "'much' is no size of memory; expected bytes, or"),
         ({"device_map": "auto", "max_memory": {"gpu": "1GiB"}}, r"'gpu' is not a device \(in --max-memory\)"),
         ({"device_map": {"": "cpu"}, "max_memory": {"cpu": "1GiB"}}, "no device map that shards"),
@@ -203,7 +206,7 @@ def test_layers_are_counted_by_what_their_weights_are() -> None:
     assert quantised_layers(layers) == {"int8": 1, "unquantised": 1}
 
 
-def test_a_plugin_s_own_placement_is_not_undone(save: Callable[..., str]) -> None:
+def test_a_plugin_s_own_placement_is_not_undone(save: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Loader:
         @probekit.hookimpl
         def probekit_load_model(self, spec: Any) -> Any:
@@ -211,6 +214,8 @@ def test_a_plugin_s_own_placement_is_not_undone(save: Callable[..., str]) -> Non
 
     manager = probekit.Plugins(points=[])
     manager.register(Loader())
+    assert probekit.load("mine", device="cpu", plugins=manager).facts["device"] == "cpu", "it is there"
+    monkeypatch.setattr("probekit.models.loading.execution_device", lambda model: torch.device("cuda", 0))
     with pytest.raises(UsageError, match="is placed by the plugin that loads it, and must not be moved"):
         probekit.load("mine", device="cpu", plugins=manager)
 
@@ -240,3 +245,101 @@ def test_offloading_that_was_asked_for_is_not_warned_of(
     probekit.load(folder, device_map=half_on_disk())
     assert caplog.messages == []
     assert capfd.readouterr() == ("", "")
+
+
+# --- what a hostile or unlucky user finds ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_experts_that_belong_on_disk_are_there_too(dtype: str, tmp_path: Path) -> None:
+    """transformers joins them while it loads, so that they are not as the checkpoint has them."""
+    sizes = {**FAMILIES["Wide Llama"][1], "num_local_experts": 4, "num_hidden_layers": 2}
+    transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes)).save_pretrained(tmp_path)
+    subject = probekit.load(tmp_path, quantization="int8", dtype=dtype, device_map={"": "disk"})
+    if sys.platform.startswith("linux"):
+        held = weights(subject)
+        assert held.in_memory < 0.01 * held.mapped
+    assert 0 < subject.facts["quantised_share"] < 0.5
+    assert torch.equal(logits(subject), logits(probekit.load(tmp_path, quantization="int8", dtype=dtype)))
+
+
+def test_random_weights_of_a_checkpoint_that_is_quantised_are_plain_ones(
+    save: Callable[..., str], tmp_path: Path
+) -> None:
+    probekit.load(save(), quantization="int8").model.save_pretrained(tmp_path)
+    expected = logits(probekit.load(save(), weights="random"))
+    for options in ({}, {"device_map": {"": "disk"}}, {"device_map": "auto"}):
+        subject = probekit.load(tmp_path, weights="random", **options)  # type: ignore[arg-type]
+        assert "quantization" not in subject.facts
+        assert torch.equal(logits(subject), expected)
+    again = probekit.load(tmp_path, weights="random", quantization="int8")
+    assert torch.equal(logits(again), logits(probekit.load(save(), weights="random", quantization="int8")))
+
+
+def test_the_precision_of_a_quantised_checkpoint_is_its_own(save: Callable[..., str], tmp_path: Path) -> None:
+    probekit.load(save(), quantization="int8").model.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="keep the precision in which they were saved; leave --dtype out"):
+        probekit.load(tmp_path, dtype="bfloat16")
+
+
+def test_packed_weights_count_as_what_they_stand_for(save: Callable[..., str]) -> None:
+    counts = {kind: probekit.load(save(), quantization=kind).facts["parameters"] for kind in (None, "int8", "nf4")}
+    assert len(set(counts.values())) == 1
+
+
+def test_a_spilled_model_is_known_to_be_quantised(save: Callable[..., str]) -> None:
+    model: Any = probekit.load(save(), quantization="int8", device_map=half_on_disk()).model
+    with pytest.raises(ValueError, match="cannot cast a bitsandbytes model"):
+        model.to(torch.float16)
+
+
+def test_a_spec_is_not_written_into(save: Callable[..., str]) -> None:
+    spec = parse_spec(name=save(), device_map="auto", max_memory={"cpu": "300KB"})
+    load_spec(spec)
+    assert spec.max_memory == {"cpu": "300KB"}
+
+
+def test_what_a_map_of_memory_does_not_name_has_what_is_free(save: Callable[..., str]) -> None:
+    assert probekit.load(save(), device_map="auto", max_memory={"disk": "1GB"}).facts["device"] == "cpu"
+
+
+@pytest.mark.parametrize("options", [{}, {"quantization": "int8"}], ids=["plain", "int8"])
+def test_a_model_that_stays_in_memory_needs_no_temporary_folder(
+    save: Callable[..., str], options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save()
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere/at/all")
+    probekit.load(folder, **options)
+    with pytest.raises(ModelError, match=r"needs a temporary folder, and none can be made .*TMPDIR"):
+        probekit.load(folder, device_map={"": "disk"}, **options)
+
+
+def test_a_full_disk_is_called_that(save: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = save()
+    monkeypatch.setattr("probekit.models.spilling.save_file", full)
+    with pytest.raises(ModelError, match=r"The disk is full: .*TMPDIR"):
+        probekit.load(folder, quantization="int8", device_map=half_on_disk())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"device_map": "auto", "max_memory": {}}, "The memory of no device is given"),
+        ({"device_map": "auto", "max_memory": {"cpu": "infGB"}}, "'infGB' is no size of memory"),
+        ({"device": "meta"}, "no device 'meta' here that could compute"),
+        ({"device": "xpu"}, "no device 'xpu' here that could compute"),
+        ({"device": "cpu:1"}, "There is one CPU, 'cpu', and no 'cpu:1'"),
+        ({"device_map": {}}, r"leaves \d+ weights of the model out \(first: "),
+        (
+            {"device_map": {"": "cpu", "model.layers.0.self_attn.q_proj.weight": "disk"}},
+            "which is no part of the model",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:25],
+)
+def test_more_maps_that_cannot_hold(save: Callable[..., str], options: Any, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        probekit.load(save(), **options)

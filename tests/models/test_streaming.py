@@ -150,6 +150,37 @@ def test_a_model_is_spread_over_a_device_and_what_waits(folder: Callable[[str], 
     assert other.model.hf_device_map == device_map
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_layer_that_is_moved_takes_its_scales_along(
+    folder: Callable[[str], str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to a GPU, where torch puts other values into the same parameter: here every move makes copies."""
+    model = probekit.load(folder("Wide Llama"), quantization=kind).model
+    layer: Any = model.get_submodule("model.layers.0.mlp.up_proj")
+    expected = layer(torch.ones(1, 64))
+    old = [each.untyped_storage() for each in _scales(layer)]  # held, so that nothing else comes to be there
+    before = {each.data_ptr() for each in old}
+
+    def copied(self: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return self.detach().clone()
+
+    plain = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", copied)
+    streaming._move(layer, torch.device("cpu"), {})
+    monkeypatch.setattr(torch.Tensor, "to", plain)
+    assert not before & {each.data_ptr() for each in _scales(layer)}
+    if kind == "int8":
+        assert layer.weight.CB is None
+        assert layer.state.CB.data_ptr() == layer.weight.data_ptr()
+    assert torch.equal(layer(torch.ones(1, 64)), expected)
+
+
+def _scales(layer: Any) -> list[torch.Tensor]:
+    state = getattr(layer.weight, "quant_state", None)
+    scales = [layer.state.SCB] if state is None else [state.absmax, state.code]
+    return [layer.weight, *(part for part in scales if part is not None)]
+
+
 def test_a_part_is_where_the_nearest_part_around_it_is() -> None:
     device_map = {"": "cpu", "h.1": 0, "h.10": "disk", "h.10.norm": 1}
     paths = ("wte", "h.1.mlp.weight", "h.10", "h.10.norm.weight", "h.11.mlp")
