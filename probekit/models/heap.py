@@ -3,7 +3,7 @@
 glibc keeps what has been freed, up to 32 MB each, for the next of that size. Quantising makes such temporaries by the
 hundred, between weights that stay, and what is kept of them comes to more than the weights: 1.6 GB beside the 1.7 GB of
 gpt2-xl in int8. In the steps afterwards it is the other way round: what is kept need not be asked for again, which
-takes two and a half times as long in NF4.
+would take them one and a half times as long.
 """
 
 from __future__ import annotations
