@@ -93,9 +93,16 @@ def _difference(model: nn.Module, shorter: nn.Module) -> str:
                 return path
             one, other = _described(modules[path]), _described(module)
             for name in sorted(one.keys() | other.keys()):
-                if one.get(name) != other.get(name):
+                if not _agree(one.get(name), other.get(name)):
                     return f"{path}.{name}"
     return ""
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two attributes are the same, or one a beginning of the other: a list with one entry for each block."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return all(map(_agree, one, other))  # up to the end of the shorter
+    return bool(one == other)
 
 
 def _is_plain(value: Any) -> bool:
