@@ -116,20 +116,12 @@ def keep_quantised_weights(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-        for bias, computed in cast_biases(module):
+        computed, bias = getattr(module, "compute_dtype", None), getattr(module, "bias", None)
+        if isinstance(computed, torch.dtype) and isinstance(bias, nn.Parameter):
             bias.data = bias.data.to(computed)
     if quantised_layers(model).get("int8"):
         # One line for every layer and step otherwise; int8 is what was asked for.
         logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_not_about_casting)
-
-
-def cast_biases(module: nn.Module) -> list[tuple[nn.Parameter, torch.dtype]]:
-    """The bias of a 4-bit layer that its forward casts for good, and the type that it computes in."""
-    computed = getattr(module, "compute_dtype", None)
-    bias = getattr(module, "bias", None)
-    if not (isinstance(computed, torch.dtype) and isinstance(bias, nn.Parameter)) or bias.dtype == computed:
-        return []
-    return [(bias, computed)]
 
 
 def check_reading_back(model: nn.Module, spec: ModelSpec) -> None:

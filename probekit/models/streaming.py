@@ -43,12 +43,13 @@ def spread(model: nn.Module, device_map: Mapping[str, Any]) -> None:
 
 
 def _attach(module: nn.Module, named: bool, resident: bool, device: torch.device) -> None:
-    """Give a module the hook that brings its inputs to the device, and its weights where they are not there."""
+    """Give a module its buffers on the device, and the hook that brings its inputs there, and its weights where they
+    are not.
+    """
     own = [tensor for tensor in module._parameters.values() if tensor is not None]
-    if not resident:
-        for name, buffer in module._buffers.items():
-            if buffer is not None:  # small, and read by what is around as well
-                module._buffers[name] = buffer.to(device)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:  # small, and read by what is around as well
+            module._buffers[name] = buffer.to(device)
     if own and not resident:
         kind = Quantised if isinstance(module, Linear8bitLt | Linear4bit) else Streamed
         add_hook_to_module(module, kind(module, device))
@@ -72,9 +73,6 @@ def _move(module: nn.Module, device: torch.device, moved: dict[int, nn.Parameter
             if id(parameter) not in moved:
                 moved[id(parameter)] = nn.Parameter(parameter.to(device), requires_grad=parameter.requires_grad)
             module._parameters[name] = moved[id(parameter)]
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            module._buffers[name] = buffer.to(device)
 
 
 def _settle(layer: Linear8bitLt) -> None:
@@ -146,7 +144,7 @@ class Quantised(Streamed):
         given, self._input = self._input, None
         if given is None or not isinstance(output, torch.Tensor):
             return output
-        return _Streaming.apply(given, output, Derivative(module, self, given, output))  # type: ignore[no-untyped-call]
+        return _Streaming.apply(given, output, Derivative(module, self, given))  # type: ignore[no-untyped-call]
 
     def lend(self, module: nn.Module) -> None:
         super().lend(module)
@@ -175,10 +173,9 @@ class Quantised(Streamed):
 class Derivative:
     """The derivative of a streamed layer, `v ↦ v Wᵀ`, and its transpose, `g ↦ g W`: bitsandbytes' own."""
 
-    def __init__(self, module: nn.Module, hook: Quantised, given: torch.Tensor, output: torch.Tensor) -> None:
+    def __init__(self, module: nn.Module, hook: Quantised, given: torch.Tensor) -> None:
         self._module, self._hook = module, hook
         self._given = (given.shape, given.dtype, given.device)
-        self._output = (output.shape, output.dtype, output.device)
 
     def times(self, vectors: torch.Tensor, transposed: bool) -> torch.Tensor:
         """`v Wᵀ`, or `g W`, with the weights lent for as long as it takes."""

@@ -33,6 +33,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import probekit
+from tests.between import write_between
 from tests.forward.tiny import FIRST_PLAIN_ID, make, tiny
 
 SECONDS = 30
@@ -459,11 +460,7 @@ def main() -> None:
         print(json.dumps(record), flush=True)
         records.append(record)
     if options.markdown:
-        page = options.markdown.read_text(encoding="utf-8")
-        before, _, rest = page.partition(MARKERS[0])
-        _, _, after = rest.partition(MARKERS[1])
-        written = f"{before}{MARKERS[0]}\n\n{table(records)}\n{MARKERS[1]}{after}"
-        options.markdown.write_text(written, encoding="utf-8")
+        write_between(options.markdown, MARKERS, table(records))
 
 
 if __name__ == "__main__":

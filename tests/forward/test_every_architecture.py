@@ -13,6 +13,7 @@ from pathlib import Path
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tests.between import between
 from tests.forward.survey import CHECKS, MARKERS, table
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +38,7 @@ def test_every_causal_language_model_works_or_is_known_not_to() -> None:
     if transformers.__version__.startswith("5.23."):  # another release has other architectures
         assert {name: why for name, why in failing.items() if name not in KNOWN} == {}
         assert set(KNOWN) - set(failing) == set()
-        page = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
-        written = page.partition(MARKERS[0])[2].partition(MARKERS[1])[0].strip()
-        assert written == table(found).strip(), "write it anew: --markdown docs/architectures.md"
+        written = between(ROOT / "docs" / "architectures.md", MARKERS)
+        assert written.strip() == table(found).strip(), "write it anew: --markdown docs/architectures.md"
     # Nothing that fails leaves a hook behind.
     assert {name for name, why in failing.items() if "clean" in why and "built" not in why} == set()

@@ -18,6 +18,7 @@ import transformers
 
 import probekit
 from probekit_plugins.clamped_walk import ClampedWalk, ClampedWalkOptions
+from tests.between import write_between
 from tests.models.test_loading import FAMILIES, IDS
 
 MARKERS = ("<!-- the matrix begins -->", "<!-- the matrix ends -->")
@@ -177,11 +178,7 @@ def main() -> None:
         written = table(list(cells(Path(folder))))
     print(written)
     if options.markdown:
-        page = options.markdown.read_text(encoding="utf-8")
-        before, _, rest = page.partition(MARKERS[0])
-        _, _, after = rest.partition(MARKERS[1])
-        text = f"{before}{MARKERS[0]}\n\n{written}\n{MARKERS[1]}{after}"
-        options.markdown.write_text(text, encoding="utf-8")
+        write_between(options.markdown, MARKERS, written)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.between import between
 from tests.models.matrix import CHECKS, CONVERTED, MARKERS, NOT_RUN, PLACEMENTS, PRECISIONS, Cell, cells, table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "placement.md"
@@ -31,7 +32,7 @@ def test_a_cell(found: list[tuple[str, str, Cell]], precision: str, placement: s
 
 
 def test_the_table_in_the_documentation_is_what_was_measured(found: list[tuple[str, str, Cell]]) -> None:
-    written = PAGE.read_text(encoding="utf-8").partition(MARKERS[0])[2].partition(MARKERS[1])[0]
+    written = between(PAGE, MARKERS)
     assert _of_the_cpu(written) == _of_the_cpu(table(found)), "write it anew: python -m tests.models.matrix --markdown"
 
 
