@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         TokenSequence,
     )
     from probekit.errors import AnalysisError, ModelError, PluginError, ProbekitError, UsageError, out_of_memory
-    from probekit.forward import LayerMap
+    from probekit.forward import Continuation, LayerMap
     from probekit.hookspecs import hookimpl
     from probekit.models.anatomy import Anatomy
     from probekit.models.spec import ModelSpec
@@ -42,6 +42,7 @@ _HOME = {
     "Anatomy": "models.anatomy",
     "Comparison": "runs.comparison",
     "Context": "analysis",
+    "Continuation": "forward",
     "DECODERS": "subject",
     "JointReport": "analysis",
     "LayerMap": "forward",
@@ -81,6 +82,7 @@ __all__ = [
     "Anatomy",
     "Comparison",
     "Context",
+    "Continuation",
     "JointReport",
     "LayerMap",
     "Listener",

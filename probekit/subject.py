@@ -61,6 +61,7 @@ class Subject:
         self._probe = forward.probe_ids(self.model, self.anatomy)
         self._layout = forward.Layout(self.model, self.anatomy, settled)
         self._padding = forward.Padding(self.model, self.anatomy, self._layout, settled)
+        self._caching = forward.Caching(self.model, self.anatomy, self._layout, settled)
         self._head_fits = False
         self._reading: dict[str, bool] = {}
         self.reads_ids("block.0")
@@ -138,24 +139,31 @@ class Subject:
                 f"The prompt {_short(what)} has the padding token {padding_token(self.model)}, and this model takes "
                 "positions or masks from where padding stands; leave it out of the prompt."
             )
+        self._check_known(ids)
+        self._check_length(len(ids), _short(what))
+        return torch.tensor([list(ids)], device=self.device)
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        """Raise UsageError if an id is outside the vocabulary."""
         outside = [index for index in ids if not 0 <= index < self.vocabulary]
         if outside:
             raise UsageError(
                 f"The token id {outside[0]} is outside the vocabulary of this model; "
                 f"ids go from 0 to {self.vocabulary - 1}."
             )
-        shown = _short(what)
+
+    def _check_length(self, length: int, shown: str) -> None:
+        """Raise UsageError if the model takes another number of tokens, or fewer."""
         taken = self.anatomy.sequence
-        if taken is not None and len(ids) != taken:
+        if taken is not None and length != taken:
             raise UsageError(
                 f"This model reads exactly {taken} {'token' if taken == 1 else 'tokens'}; the prompt {shown} has "
-                f"{len(ids)}. Give a prompt of {taken}, or a model made for {len(ids)}."
+                f"{length}. Give a prompt of {taken}, or a model made for {length}."
             )
-        if self.context is not None and len(ids) > self.context:
+        if self.context is not None and length > self.context:
             raise UsageError(
-                f"The prompt {shown} has {len(ids)} tokens, but the model's context is {self.context}; shorten it."
+                f"The prompt {shown} has {length} tokens, but the model's context is {self.context}; shorten it."
             )
-        return torch.tensor([list(ids)], device=self.device)
 
     def batch(self, prompts: Sequence[Sequence[int] | torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompts of unequal length as one batch: token ids and attention mask, both `[batch, longest]`.
@@ -212,6 +220,39 @@ class Subject:
             if attention_mask is not None and attention_mask.dim() == 2:
                 attention_mask = attention_mask.expand(len(ids), -1).to(self.device)
             return forward.capture(self.model, found, self.anatomy.rows(ids), attention_mask, positions)
+
+    def continuation(self, prefix_ids: torch.Tensor, site: str) -> forward.Continuation:
+        """The activation at a site of many continuations of one prefix: called with token ids `[K, m]`, it gives
+        `[K, m, width]`, what `capture` does at the last `m` positions of prefix and tokens.
+
+        `prefix_ids` are `[n]` or `[1, n]`, none among others. The prefix is computed once where the model can keep its
+        keys and values, or its state (`cached`): tried once for each site, by small forwards up to it. Raises
+        UsageError for an unknown site, for ids of another shape or outside the vocabulary, or beyond the context.
+        """
+        prefix = prefix_ids[None] if prefix_ids.dim() == 1 else prefix_ids
+        if prefix.dim() != 2 or len(prefix) != 1 or (prefix.numel() and not forward.is_ids(prefix)):
+            raise UsageError(
+                f"The prefix has the shape {tuple(prefix_ids.shape)} and the type {prefix_ids.dtype}; expected token "
+                "ids [tokens] or [1, tokens]."
+            )
+        if prefix.numel():
+            self._check_known([int(prefix.min()), int(prefix.max())])
+        found = self._layout.site(site)
+        return forward.Continuation(
+            self.model,
+            self.anatomy,
+            found,
+            prefix.to(self.device, torch.long, copy=True),
+            self._check_continued,
+            cached=prefix.shape[1] > 0 and self._caching.works(found),
+            settled=self._settled,
+            padding=padding_token(self.model) if self._reads_padding else None,
+        )
+
+    def _check_continued(self, ids: torch.Tensor, before: int) -> None:
+        """Raise UsageError as `check_ids` does for ids `[K, m]` after so many others."""
+        self._check_known([int(ids.min()), int(ids.max())])
+        self._check_length(before + ids.shape[1], "with its continuation")
 
     def _checked_padding(
         self, sites: Sequence[str], attention_mask: torch.Tensor | None, shape: torch.Size | None

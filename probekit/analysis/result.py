@@ -39,6 +39,9 @@ class Result:
 
     `finding` is one sentence with the figures, `notes` are caveats that a reader must see. Tensors are torch tensors
     where the analysis computed them, and numpy arrays (bf16 as fp32) where the result was read back.
+
+    `seconds` are times that the analysis measured, by name. They are not among the files of the result, which two runs
+    have byte for byte the same: a run keeps them in its `timings.json`, and gives them back with the result.
     """
 
     finding: str = ""
@@ -47,12 +50,15 @@ class Result:
     sequences: dict[str, list[TokenSequence]] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def encode(self) -> dict[str, bytes]:
         """The files of this result, by name.
 
-        Raises AnalysisError, naming the figure, if a metric, a table or a tensor holds NaN or infinity.
+        Raises AnalysisError, naming the figure, if a metric, a table, a tensor or a time is NaN or infinity.
         """
+        for name, seconds in self.seconds.items():
+            _check(seconds, f"The time '{name}'")
         for name, value in self.metrics.items():
             _check(value, f"The metric '{name}'")
         for name, rows in self.tables.items():
@@ -75,7 +81,9 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path) -> Result:
-        """Read a saved result. Raises UsageError with a sentence if the folder holds none, or one of another schema."""
+        """Read a saved result, without its times. Raises UsageError with a sentence if the folder holds none, or one of
+        another schema.
+        """
         try:
             document = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:

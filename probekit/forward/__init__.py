@@ -5,6 +5,7 @@ Functions of a model and its anatomy. Every hook goes on in a context manager an
 
 from probekit.forward.axes import Axes
 from probekit.forward.capture import capture
+from probekit.forward.continuation import Caching, Continuation, is_ids
 from probekit.forward.edit import edited, unedited
 from probekit.forward.generation import generate
 from probekit.forward.head import head_width, reads_the_last_block, unembed
@@ -16,6 +17,8 @@ from probekit.forward.substitution import close, reads_ids
 
 __all__ = [
     "Axes",
+    "Caching",
+    "Continuation",
     "LayerMap",
     "Layout",
     "Padding",
@@ -27,6 +30,7 @@ __all__ = [
     "find_site",
     "generate",
     "head_width",
+    "is_ids",
     "measure_axes",
     "padded",
     "probe_ids",

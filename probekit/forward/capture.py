@@ -21,11 +21,12 @@ def capture(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     positions: bool = False,
+    **inputs: Any,
 ) -> dict[str, torch.Tensor]:
     """The activation of each site, detached, under the name it was asked by; one forward, stopped at the deepest.
 
     Which site is deepest is not assumed: the pass ends when the last one has been read, in whatever order they run.
-    `positions` as in `forward`. Raises ModelError if a site never ran.
+    `positions` and `inputs` as in `forward`. Raises ModelError if a site never ran.
     """
     found: dict[str, torch.Tensor] = {}
 
@@ -44,7 +45,7 @@ def capture(
         for name, site in sites.items():
             handles.append(site.module.register_forward_hook(reader(name, site)))
         with torch.no_grad(), Offloaded(model).passing(gradients=False):
-            forward(model, input_ids, attention_mask, positions)
+            forward(model, input_ids, attention_mask, positions, **inputs)
     except Reached:
         pass
     finally:

@@ -83,13 +83,17 @@ def _learns(module: nn.Module) -> bool:
 
 
 def forward(
-    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, positions: bool = False
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    positions: bool = False,
+    **inputs: Any,
 ) -> Any:
-    """The model's own forward on token ids, without a cache; without the mask where it takes none.
+    """The model's own forward on token ids, without a cache of its making; without the mask where it takes none.
 
     With `positions` it is told that each prompt's positions count from where its padding ends, as `generate` does.
+    `inputs` are more that it takes, such as a cache to read.
     """
-    inputs: dict[str, Any] = {}
     if attention_mask is not None:
         mask = attention_mask.to(input_ids.device)
         if takes(model, "attention_mask"):

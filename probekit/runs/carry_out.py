@@ -37,7 +37,8 @@ def carry_out(
     directory.write_json(f"{folder}/options.json", options.model_dump(mode="json"))
     for file, content in result.encode().items():
         directory.write(f"{folder}/{file}", content)
-    saved = Result.read(directory.analysis(analysis.name))
+    directory.write_seconds(analysis.name, result.seconds)
+    saved = directory.result(analysis.name)
     page = Page(analysis.name)
     if saved.finding:
         page.finding(saved.finding)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from probekit.analysis import Result
 from probekit.errors import UsageError
 
 SCHEMA = 1
@@ -76,6 +77,25 @@ class RunDirectory:
         """The folder of one analysis."""
         return self.path / "analyses" / name
 
+    def result(self, name: str) -> Result:
+        """The saved result of one analysis, with the times that it measured. Raises UsageError as `Result.read` does,
+        or if the times are damaged.
+        """
+        result = Result.read(self.analysis(name))
+        if (self.path / "timings.json").is_file():
+            seconds = _parts(self.read_json("timings.json")).get(name, {})
+            if not isinstance(seconds, dict):
+                raise UsageError(f"The file '{self.path / 'timings.json'}' is damaged: expected a table of times.")
+            result.seconds = seconds
+        return result
+
+    def write_seconds(self, name: str, seconds: Mapping[str, float]) -> None:
+        """Keep the times that one analysis measured, in place of earlier ones."""
+        timings = self.read_json("timings.json")
+        parts = {**_parts(timings), name: dict(seconds)}
+        if seconds or name in _parts(timings):
+            self.write_json("timings.json", {**timings, "parts": parts})
+
     @property
     def report(self) -> Path:
         return self.path / "report.html"
@@ -132,6 +152,12 @@ class RunDirectory:
         for parent in self._made_parents:
             with contextlib.suppress(OSError):  # another run may have come to live there
                 parent.rmdir()
+
+
+def _parts(timings: Mapping[str, Any]) -> dict[str, Any]:
+    """What analyses measured themselves, by their names."""
+    parts = timings.get("parts")
+    return parts if isinstance(parts, dict) else {}
 
 
 def _umask() -> int:

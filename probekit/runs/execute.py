@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probekit.analysis import Context, Listener, Result, site_expressions
+from probekit.analysis import Context, Listener, site_expressions
 from probekit.analysis.context import Silent
 from probekit.errors import ProbekitError, UsageError, out_of_memory
 from probekit.plugins import Plugins
@@ -220,7 +220,6 @@ def _analyse(
 ) -> Run:
     """Every analysis that is not done yet, then the report."""
     subject, prompts = loaded
-    timings = directory.read_json("timings.json")
     manifest["status"] = "running"
     outcome = Run(directory.path, manifest=manifest)
     stop = StopFlag()
@@ -229,7 +228,7 @@ def _analyse(
         for name, analysis in resolved.analyses.items():
             store = FileStore(directory, name, stop, seconds_between_saves)
             if (directory.analysis(name) / "DONE").is_file():
-                outcome.results[name] = Result.read(directory.analysis(name))
+                outcome.results[name] = directory.result(name)
                 manifest["analyses"][name] = {"status": "done"}
                 store.clear()
                 continue
@@ -263,6 +262,7 @@ def _analyse(
                 outcome.failures[name] = sentence
                 manifest["analyses"][name] = {"status": "failed", "error": sentence}
             finally:
+                timings = directory.read_json("timings.json")  # with what the analysis measured itself
                 timings["analyses"][name] = timings["analyses"].get(name, 0.0) + time.perf_counter() - began
                 directory.write_json("timings.json", timings)
     compare_jointly(directory, manifest, resolved.analyses, outcome)

@@ -64,5 +64,5 @@ def read_run(path: str | Path) -> Run:
         outcome = Run(path, manifest["status"], failures=failures, manifest=manifest)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"The file '{path / 'run.json'}' is damaged: {type(error).__name__} {error}.") from None
-    outcome.results = {name: Result.read(directory.analysis(name)) for name in done}
+    outcome.results = {name: directory.result(name) for name in done}
     return outcome

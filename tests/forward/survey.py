@@ -44,6 +44,7 @@ CHECKS = (
     "capture",
     "prompts",
     "padding",
+    "continuation",
     "edit",
     "layer map",
     "gradients",
@@ -94,6 +95,7 @@ class Checks:
             "capture": self.capture,
             "prompts": self.prompts,
             "padding": self.padding,
+            "continuation": self.continuation,
             "edit": self.edit,
             "layer map": self.layer_map,
             "gradients": self.gradients,
@@ -139,6 +141,22 @@ class Checks:
             own = captured[1:, shift : shift + shorter.shape[1]]
             self.note(f"padding on the {side}", "ok")
             outcomes.append(f"{side}: {difference(own, alone, tolerance=1e-2)}")
+        return joined(outcomes)
+
+    def continuation(self) -> str:
+        """Tokens behind a prefix have the activations that they have in the whole sequence, call after call."""
+        fixed = self.subject.anatomy.sequence is not None
+        # Longer than the windows of tiny models.
+        prefix = IDS[:1, :-1] if fixed else torch.cat([IDS[:1], IDS[:1] + 1], 1)
+        outcomes = []
+        for site in ("block.0", "block.-1", "logits"):
+            continuation = self.subject.continuation(prefix, site)
+            for new in (1, 1) if fixed else (1, 3, 1):
+                tokens = IDS[:, -new:]
+                whole = torch.cat([prefix.expand(len(tokens), -1), tokens], 1)
+                expected = self.subject.capture(whole, [site])[site][:, prefix.shape[1] :]
+                outcomes.append(f"{site}, {new} new: {difference(continuation(tokens), expected, tolerance=1e-3)}")
+            self.note(f"cached {site}", continuation.cached)
         return joined(outcomes)
 
     def edit(self) -> str:
