@@ -6,12 +6,13 @@ tokens. Source: Sentence Representation with Language Models, equations 2 to 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 import probekit
+from probekit_plugins.gradient_inverter.settings import completed
 
 if TYPE_CHECKING:
     from probekit import Page, Prompt, Result, Subject
@@ -24,10 +25,15 @@ def _listed(value: object) -> object:
 class GradientInverterOptions(probekit.Options):
     """Options of the gradient inverter.
 
-    The defaults recover well on trained models; the source page's own settings are `optimizer = "descent"`,
-    `learning_rate = 0.2`, `decoder = "pseudo-inverse"`, and `start_mean = 0.5, start_sigma = 0.05` in its text,
-    `start_sigma = 1` in its author's code.
+    The defaults recover well on trained models, in seconds. `settings = "strong"` recovers best, and compares itself
+    with the source page's own settings: those of its text (its author's code has `start_mean = 0, start_sigma = 1`).
     """
+
+    settings: Literal["default", "strong", "page"] = Field(
+        "default",
+        description="What the options that are not given are: as below; 'strong': start=regression, loss=l2, "
+        "embedding_box, rescore=32 and compare_page; 'page': those of the source page's text.",
+    )
 
     sites: probekit.Sites = Field("block.0", description="Sites to invert, each on its own: 'block.3', 'blocks', …")
     head: Literal["none", "model", "without-norm"] = Field(
@@ -46,13 +52,21 @@ class GradientInverterOptions(probekit.Options):
         "linear", description="How the learning rate falls, η → η/10 (linear, cosine), or stays."
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="η at the start; unset: a quarter of the start's σ for Adam, 0.2 descent, 1 L-BFGS."
+        None, gt=0, description="η at the start; unset: a quarter of the embeddings' σ for Adam, 0.2 descent, 1 L-BFGS."
     )
     steps: int = Field(500, ge=1, description="N, the number of steps.")
     restarts: int = Field(8, ge=1, description="Independent random starts, computed as one batch.")
+    start: Literal["noise", "regression"] = Field(
+        "noise",
+        description="Where restarts begin: at noise, or at the embeddings that a regression learnt on the model's own "
+        "outputs expects at each activation, the first restart exactly there and the others with noise around it.",
+    )
     start_mean: float = Field(0.0, description="Mean of the noise that a restart starts from.")
     start_sigma: float | None = Field(
-        None, ge=0, description="Standard deviation of that noise; unset: that of the embedding matrix."
+        None,
+        ge=0,
+        description="Standard deviation of that noise; unset: that of the embedding matrix, a quarter of it around a "
+        "regression.",
     )
     noise_share: float = Field(1.0, description="s in the start s·noise + t·e*.")
     target_share: float = Field(0.0, description="t in the start s·noise + t·e*; 0 starts without the answer.")
@@ -77,6 +91,16 @@ class GradientInverterOptions(probekit.Options):
     decoder: Literal["pseudo-inverse", "nearest", "cosine", "unembedding"] = Field(
         "nearest", description="How embeddings are decoded to tokens; the source page's is pseudo-inverse."
     )
+    rescore: int = Field(
+        0,
+        ge=0,
+        description="So many candidates of each position are told apart by forward passes of the tokens themselves, "
+        "from the left; 0: none.",
+    )
+    compare_page: bool = Field(
+        False,
+        description="Invert the same targets with the source page's own settings too, in as many steps, and show both.",
+    )
     top_k: int = Field(5, ge=1, description="Rows of candidate tokens to keep for each position.")
     record_every: int = Field(20, ge=1, description="Decode the embeddings at every so many steps.")
     next_token: bool = Field(
@@ -95,8 +119,32 @@ class GradientInverterOptions(probekit.Options):
         None, ge=1, description="Restarts × prompts in one batch; unset: all, halved while memory runs out."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        return completed(given) if isinstance(given, Mapping) else given
+
     @model_validator(mode="after")
-    def _somebody_asks(self) -> GradientInverterOptions:
+    def _regression_has_what_it_needs(self) -> Self:
+        if self.start != "regression":
+            return self
+        if self.head != "none":
+            raise ValueError("start=regression goes from the site's own activation, so leave out the head")
+        if self.input_space != "embedding":
+            raise ValueError("start=regression finds embeddings, so it goes with input_space=embedding")
+        for name in ("start_mean", "noise_share", "target_share"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"start=regression takes the place of s·noise + t·e*, so leave out {name}")
+        return self
+
+    @model_validator(mode="after")
+    def _box_is_of_embeddings(self) -> Self:
+        if self.embedding_box and self.input_space != "embedding":
+            raise ValueError("the embedding box goes with input_space=embedding: elsewhere e is not what is optimised")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_asks(self) -> Self:
         if self.next_token_model is not None and not self.next_token:
             raise ValueError("a next_token_model is asked for next tokens only, so leave out next_token=false")
         return self
@@ -112,7 +160,7 @@ class GradientInverter(probekit.Analysis[GradientInverterOptions]):
     name = "gradient-inverter"
 
     def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
-        from probekit_plugins.gradient_inverter.inversion import run
+        from probekit_plugins.gradient_inverter.run import run
 
         return run(subject, prompts, self.options, self.context)
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from probekit import AnalysisError, Result, UsageError
-from probekit_plugins.batches import Batches, notes_on_rows
-from probekit_plugins.gradient_inverter.masks import Masks, notes_on_dropout
-from probekit_plugins.gradient_inverter.next_tokens import asked, notes_on_asked
+from probekit import AnalysisError, UsageError
+from probekit_plugins.batches import Batches
+from probekit_plugins.gradient_inverter.masks import Masks
 from probekit_plugins.gradient_inverter.objective import Map, Objective, matched_positions, site_map
 from probekit_plugins.gradient_inverter.optimizers import make, rate_at
-from probekit_plugins.gradient_inverter.ranks import Frequencies, Ranks
-from probekit_plugins.gradient_inverter.scoring import Figures, ratio, store, summarise
-from probekit_plugins.gradient_inverter.spaces import Space, allowed_tokens, decode
+from probekit_plugins.gradient_inverter.regression import expected_embeddings
+from probekit_plugins.gradient_inverter.rescoring import Judge, sweep
+from probekit_plugins.gradient_inverter.scoring import Figures, ratio
+from probekit_plugins.gradient_inverter.spaces import Space, decode
 from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
@@ -46,51 +46,11 @@ class Descent:
         )
 
 
-def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOptions, context: Context) -> Result:
-    """Invert every site for all prompts. Raises UsageError, or AnalysisError if a target or a descent is not finite."""
-    sites = subject.expand_sites(options.sites)
-    prompt_ids = [index for prompt in prompts for index in prompt.input_ids[0].tolist()]
-    allowed = allowed_tokens(subject, options, prompt_ids)
-    size = subject.vocabulary if allowed is None else len(allowed)
-    if options.top_k > size:
-        raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {size} tokens.")
-    frequencies = None if options.frequencies is None else Frequencies.of_file(subject, options.frequencies)
-    whole = asked(subject, prompts, options)
-    ranks = Ranks(subject, frequencies)
-    batches = Batches(context, options)
-    result = Result()
-    noise: dict[str, float | None] = {}
-    without_dropout: list[str] = []
-    for site in sites:
-        inversion = Inversion(subject, prompts, site, allowed, options, context, batches)
-        found = inversion.figures()
-        for number, figures in enumerate(found):
-            store(result, figures, subject, prompts[number], number, site, options, whole, ranks, batches)
-        if frequencies:
-            result.metrics |= {f"{site}/{name}": value for name, value in frequencies.baselines(prompts).items()}
-        result.metrics |= {"learning_rate": inversion.space.rate, "start_sigma": inversion.space.sigma}
-        if options.dropout:
-            noise_ratio = inversion.noise_ratio(found)
-            result.metrics[f"{site}/dropout_noise_ratio"] = noise_ratio
-            if inversion.drops:
-                noise[site] = noise_ratio
-            else:
-                without_dropout.append(site)
-    summarise(result, sites, options)
-    if subject.conditioned_on_ids:
-        result.notes.append(
-            "Conditioned on ids: blocks of this model read the token ids again, so they were given the prompt's own, "
-            "and what was recovered is not known from the activation alone."
-        )
-    result.notes += notes_on_asked(whole, options)
-    result.notes += notes_on_dropout(noise, without_dropout) + notes_on_rows(subject) + batches.notes()
-    return result
-
-
 class Inversion:
     """One site, P prompts of up to T tokens, R restarts of each: `P × R` rows.
 
-    Shorter prompts are padded on the right, and the padding is masked.
+    Shorter prompts are padded on the right, and the padding is masked. `label` tells what is kept of this inversion
+    from another's of the same site, and leaves its random numbers as they are.
     """
 
     def __init__(
@@ -102,10 +62,11 @@ class Inversion:
         options: GradientInverterOptions,
         context: Context,
         batches: Batches | None = None,
+        label: str = "",
     ) -> None:
         self._subject, self._prompts, self._site = subject, prompts, site
         self._allowed, self._options, self._context = allowed, options, context
-        self._batches = batches or Batches(context, options)
+        self._batches, self._label = batches or Batches(context, options), label
         subject.check_finite(subject.embedding_matrix, "The token embedding")  # the starts' σ is its own
         self.space = Space(subject, allowed, options)
         mask = matched_positions(prompts, options)
@@ -125,6 +86,15 @@ class Inversion:
                 "the prompt's can be chosen there; leave out -o target_positions."
             )
         self._target, self._mask = target, mask.to(target.device)
+        self._expected: torch.Tensor | None = None
+        if options.start == "regression":
+            lengths = [len(prompt.tokens) for prompt in prompts]
+            found = expected_embeddings(subject, site, target, lengths, context, self._batches)
+            self._expected = found.to(self._embeddings)
+
+    def _kept(self, key: str) -> str:
+        """The name under which something of this inversion is kept."""
+        return f"{self._label}{key}"
 
     def _activations(self, masks: str) -> torch.Tensor:
         """`O(e*)` for every prompt."""
@@ -134,7 +104,7 @@ class Inversion:
             with torch.no_grad(), self._masks(_of_part(masks, chosen)):
                 return self._map_of(prompts)(self._embeddings[chosen])
 
-        return self._batches.joined(len(self._prompts), of, f"{self._site}/{masks}")
+        return self._batches.joined(len(self._prompts), of, self._kept(f"{self._site}/{masks}"))
 
     def objective(self, chosen: slice = slice(None)) -> Objective:
         """The objective of some rows of the batch, or of all."""
@@ -162,17 +132,28 @@ class Inversion:
         return drawn.to(self._embeddings)
 
     def starts(self, chosen: slice | None = None) -> torch.Tensor:
-        """`s·N(mean, σ) + t·x*` for some rows, or every one."""
+        """`s·N(mean, σ) + t·x*`, or around the regression, for some rows, or every one."""
         options, chosen = self._options, chosen or slice(0, len(self._rows))
-        noise = options.start_mean + self.space.sigma * self._draw("start", self.space.width, chosen)
+        drawn = self._draw("start", self.space.width, chosen)
         prompts = self._rows[chosen]
         target, ids = self._embeddings[prompts], self._ids[prompts]
-        start = self.space.start(noise, target, ids, (options.noise_share, options.target_share))
+        if self._expected is None:
+            noise = options.start_mean + self.space.sigma * drawn
+            start = self.space.start(noise, target, ids, (options.noise_share, options.target_share))
+        else:
+            start = self._around_expected(self._expected[prompts], drawn, chosen)
         if self._padding is None:
             return start
         # Padding stays what it is: at a vector of zeros some models have no finite gradient, masked or not.
-        padding = self.space.start(torch.zeros_like(noise), target, ids, (0.0, 1.0))
+        padding = self.space.start(torch.zeros_like(drawn), target, ids, (0.0, 1.0))
         return torch.where(self._padding[prompts, :, None].to(start.device) > 0, start, padding)
+
+    def _around_expected(self, expected: torch.Tensor, drawn: torch.Tensor, chosen: slice) -> torch.Tensor:
+        """The first restart at `E[e | a]`, the others at `N(E[e | a], σ)`; noise alone where no activation is known."""
+        rows = torch.arange(chosen.start, chosen.stop, device=drawn.device)
+        sigma = torch.where(rows % self._options.restarts == 0, 0.0, self.space.sigma)[:, None, None]
+        matched = self._mask.to(drawn.device)[self._rows[chosen].to(drawn.device)][..., None] > 0
+        return torch.where(matched, expected + sigma * drawn, self.space.spread * drawn)
 
     def descend_rows(self, chosen: slice, key: str) -> Descent:
         """`x_{n+1} = x_n − η_n ∇ loss(e(x_n))` for some rows at once; its state is saved, and taken up again."""
@@ -202,7 +183,7 @@ class Inversion:
             kept = {"x": x, "losses": torch.stack(losses), "recorded": torch.stack(recorded)}
             return {**kept, **optimizer.state()}
 
-        with self._context.loop(self._site, options.steps, key) as loop:
+        with self._context.loop(self._kept(self._site), options.steps, self._kept(key)) as loop:
             if loop.start:
                 with torch.no_grad():
                     x.copy_(loop.state["x"])
@@ -223,11 +204,11 @@ class Inversion:
 
     def descend(self) -> Descent:
         """All rows, in as few batches as memory allows; each finished batch is kept for a run that is resumed."""
-        return Descent.joined(self._batches.parts(len(self._rows), self._descend_once, self._site))
+        return Descent.joined(self._batches.parts(len(self._rows), self._descend_once, self._kept(self._site)))
 
     def _descend_once(self, chosen: slice) -> Descent:
         key = f"{self._site}/rows {chosen.start} to {chosen.stop}"
-        kept = self._context.stage(key, lambda: vars(self.descend_rows(chosen, key)))
+        kept = self._context.stage(self._kept(key), lambda: vars(self.descend_rows(chosen, key)))
         device = self._embeddings.device
         return Descent(kept["losses"].to(device), kept["recorded_steps"].to(device), kept["recorded"])
 
@@ -257,7 +238,7 @@ class Inversion:
 
         found = []
         for first in range(0, len(self._rows), restarts):
-            found.append(self._batches.joined(restarts, of, f"{self._site}/{masks}/{first}"))
+            found.append(self._batches.joined(restarts, of, self._kept(f"{self._site}/{masks}/{first}")))
         return torch.cat(found)
 
     def figures(self) -> list[Figures]:
@@ -270,8 +251,10 @@ class Inversion:
             [decode(self._subject, each, self._allowed, options, 1)[..., 0] for each in recorded]
         )
         top_k_ids = decode(self._subject, last, self._allowed, options, options.top_k)
-        decoded = at_least_single(self._subject.embed(top_k_ids[..., 0]))
+        decoded = self._embedded(top_k_ids[..., 0])
         discrete = self._losses(decoded, "decoded")
+        rescored = self._rescored(last) if options.rescore else None
+        rescored_losses = None if rescored is None else self._losses(self._embedded(rescored), "rescored")
         shifted = {sigma: self.shifted_losses(sigma) for sigma in options.shift_sigma}
         found = []
         for number, prompt in enumerate(self._prompts):
@@ -286,11 +269,34 @@ class Inversion:
                     decoded_embeddings=decoded[chosen, :length],
                     top_k_ids=top_k_ids[chosen, :length],
                     discrete_losses=discrete[chosen],
+                    rescored_ids=None if rescored is None else rescored[chosen, :length],
+                    rescored_losses=None if rescored_losses is None else rescored_losses[chosen],
                     shifted_losses={sigma: losses[chosen] for sigma, (_, losses) in shifted.items()},
                     shifted_embeddings={sigma: e[chosen, :length] for sigma, (e, _) in shifted.items()},
                 )
             )
         return found
+
+    def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        return at_least_single(self._subject.embed(ids))
+
+    def _rescored(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The best of the candidates for embeddings `[B, T, d]`, as tokens `[B, T]`."""
+        size = self._subject.vocabulary if self._allowed is None else len(self._allowed)
+        candidates = decode(self._subject, embeddings, self._allowed, self._options, min(self._options.rescore, size))
+        judge = Judge(self._subject, self._site, self._options, self._ids, self._padding, self._target, self._mask)
+        open_ = judge.heard(self._rows).to(candidates.device)
+
+        def losses(ids: torch.Tensor, rows: torch.Tensor, position: int) -> torch.Tensor:
+            def of(chosen: slice) -> torch.Tensor:
+                with torch.no_grad(), self._masks(_of_part(f"rescored/{position}", chosen)):
+                    return judge.losses(ids[chosen], self._rows[rows[chosen]], position)
+
+            where = self._kept(f"{self._site}/rescored/{position}")
+            return self._batches.joined(len(ids), of, where, judge.most_at_once)
+
+        key = self._kept(f"{self._site}/rescored")
+        return sweep(candidates, open_, losses, self._context, key, key)
 
 
 def _of_part(masks: str, chosen: slice) -> str:

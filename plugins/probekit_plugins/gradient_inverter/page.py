@@ -7,6 +7,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from probekit import Token, TokenRow, TokenSequence
+from probekit_plugins.gradient_inverter.comparison_page import draw_comparison
 from probekit_plugins.thinning import thinned
 
 if TYPE_CHECKING:
@@ -35,17 +36,30 @@ def draw(result: Result, page: Page, options: GradientInverterOptions) -> None:
         "model": " followed by the model's head",
         "without-norm": " followed by the head without its norm",
     }
+    sigma = f"{result.metrics['start_sigma']:.3g}"
+    start = f"Each restart starts from N({options.start_mean:g}, {sigma}) and"
+    if options.start == "regression":
+        start = (
+            "The first restart starts from E[e | a], the embeddings that a regression, learnt on the model's own "
+            f"outputs, expects at each activation, the others from N(E[e | a], {sigma}); each"
+        )
+    rescored = (
+        " Then the best candidates of each position, from the left, are told apart by what the layer makes of the "
+        f"tokens themselves (re-scoring of {options.rescore})."
+        if options.rescore
+        else ""
+    )
     page.prose(
-        f"O is the model up to the site{head[options.head]}, t its activation for the prompt. Each restart starts from "
-        f"N({options.start_mean:g}, {result.metrics['start_sigma']:.3g}) and descends ‖O(e) − t‖ "
-        f"({options.loss}) by {options.optimizer} for {options.steps} steps, at the learning rate "
+        f"O is the model up to the site{head[options.head]}, t its activation for the prompt. {start} descends "
+        f"‖O(e) − t‖ ({options.loss}) by {options.optimizer} for {options.steps} steps, at the learning rate "
         f"{result.metrics['learning_rate']:.3g} ({options.schedule}). The embeddings that it ends with are decoded to "
-        f"tokens ({options.decoder}).\n\n"
+        f"tokens ({options.decoder}).{rescored}\n\n"
         "The loss is given relative to m, the loss of the prompt's own embeddings shifted by "
         f"N(0, {options.shift_sigma[0]:g}): below 1, the descent came closer than that shift. The discrete loss is "
         "measured again with the decoded tokens in place of the embeddings: 0 means that they reproduce the activation."
     )
     _overview(result, page, sites)
+    draw_comparison(result, page, sites, options)
     for sequence in prompts:
         _one_inversion(result, page, sequence, many=len(prompts) > 1)
 
@@ -58,8 +72,11 @@ def _overview(result: Result, page: Page, sites: Sequence[str]) -> None:
         "most": "token_accuracy_max",
         "top-k": "top_k_accuracy_mean",
         "exact": "exact_rate",
+        "re-scored": "rescored_token_accuracy_mean",
+        "re-scored, exact": "rescored_exact_rate",
         "loss / m": "loss_ratio_median",
     }
+    figures = {name: figure for name, figure in figures.items() if f"{sites[0]}/{figure}" in result.metrics}
     page.table(
         ["site", *figures],
         [[site, *(result.metrics[f"{site}/{figure}"] for figure in figures.values())] for site in sites],
@@ -100,6 +117,14 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
                     note=_note(row),
                 )
                 for row in rows
+            ),
+            *(
+                TokenRow(
+                    f"restart {sequence.labels['restart']}, re-scored",
+                    _marked(sequence, prompt),
+                    note=_note(row, "rescored_"),
+                )
+                for row, sequence in zip(rows, _of(result, "rescored", prompt), strict=False)
             ),
         ],
         caption="Recovered tokens by restart",
@@ -162,6 +187,9 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
             "steps_to_closer": "closer than m at step",
             "steps_to_exact": "exact at step",
             "discrete_loss": "discrete loss",
+            "rescored_token_accuracy": "re-scored: token accuracy",
+            "rescored_exact": "exact",
+            "rescored_discrete_loss": "discrete loss of these",
             "distance_l1": "‖e_N − e*‖₁",
             "distance_l2": "‖e_N − e*‖₂",
             "next_token_of_embeddings": "e_N keeps the next token",
@@ -170,6 +198,7 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
             "truncated_next_token_of_embeddings": "e_N keeps O's own next token",
             "truncated_next_token_of_tokens": "its tokens keep that",
             "text": "text",
+            "rescored_text": "re-scored text",
         },
         caption="All restarts",
         collapsed=many,
@@ -234,7 +263,7 @@ def _table(page: Page, rows: Sequence[dict[str, Any]], columns: dict[str, str], 
 
 def _of(result: Result, name: str, prompt: TokenSequence) -> Iterator[TokenSequence]:
     """The sequences of that name that belong to the same prompt and site."""
-    for sequence in result.sequences[name]:
+    for sequence in result.sequences.get(name, []):
         if all(sequence.labels[key] == prompt.labels[key] for key in ("prompt", "site")):
             yield sequence
 
@@ -246,8 +275,10 @@ def _marked(sequence: TokenSequence, prompt: TokenSequence) -> list[Token]:
     ]
 
 
-def _note(row: dict[str, Any]) -> str:
-    ratio = "" if row["loss_ratio"] is None else f", loss / m {row['loss_ratio']:.3g}"
-    return f"{row['token_accuracy']:.0%}{ratio}, discrete loss {row['discrete_loss']:.3g}" + (
-        ", selected" if row["selected"] else ""
+def _note(row: dict[str, Any], kind: str = "") -> str:
+    ratio = "" if kind or row["loss_ratio"] is None else f", loss / m {row['loss_ratio']:.3g}"
+    # The tokens that a run ends with are those that the selected restart is chosen by.
+    is_last = kind or row.get("rescored_discrete_loss") is None
+    return f"{row[f'{kind}token_accuracy']:.0%}{ratio}, discrete loss {row[f'{kind}discrete_loss']:.3g}" + (
+        ", selected" if row["selected"] and is_last else ""
     )

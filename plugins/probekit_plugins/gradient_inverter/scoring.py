@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,13 +32,15 @@ class Figures:
     decoded_embeddings: torch.Tensor  # [R, T, d], E[decoded]
     top_k_ids: torch.Tensor  # [R, T, k]
     discrete_losses: torch.Tensor  # [R], of E[decoded]
+    rescored_ids: torch.Tensor | None  # [R, T]
+    rescored_losses: torch.Tensor | None  # [R], of E[rescored]
     shifted_losses: dict[float, torch.Tensor]  # σ → [R], m
     shifted_embeddings: dict[float, torch.Tensor]  # σ → [R, T, d], e′
 
     @property
     def selected(self) -> int:
-        """The restart with the least discrete loss: chosen without knowing the prompt."""
-        return int(self.discrete_losses.argmin())
+        """The restart whose tokens, re-scored if they were, have the least discrete loss: chosen without the prompt."""
+        return int((self.discrete_losses if self.rescored_losses is None else self.rescored_losses).argmin())
 
     @property
     def m(self) -> float:
@@ -80,6 +81,12 @@ def store(
             result.sequences.setdefault("recovered", []).append(
                 TokenSequence(ids, subject.tokens(ids), {**labels, "restart": restart, "rank": rank})
             )
+    if figures.rescored_ids is not None:
+        result.tensors[f"{prefix}/rescored_ids"] = figures.rescored_ids
+        for restart, ids in enumerate(figures.rescored_ids.tolist()):
+            result.sequences.setdefault("rescored", []).append(
+                TokenSequence(ids, subject.tokens(ids), {**labels, "restart": restart})
+            )
     for step, ids in zip(
         figures.recorded_steps.tolist(), figures.recorded_ids[:, figures.selected].tolist(), strict=True
     ):
@@ -91,7 +98,7 @@ def store(
     if options.head != "none":
         truncated = TruncatedNextTokens(subject, prompt, site, options, figures.target_embeddings, batches)
     rows = {
-        "restarts": _restart_rows(figures, subject, truth, right, _verdicts(figures, whole, truncated)),
+        "restarts": restart_rows(figures, subject, truth, _verdicts(figures, whole, truncated)),
         "shifts": _shift_rows(figures, whole, truncated),
         "ranks": ranks.rows(figures.top_k_ids, truth),
     }
@@ -112,9 +119,11 @@ def _verdicts(figures: Figures, whole: NextTokens | None, truncated: TruncatedNe
     }
 
 
-def _restart_rows(
-    figures: Figures, subject: Subject, truth: torch.Tensor, right: torch.Tensor, verdicts: dict[str, Verdicts]
+def restart_rows(
+    figures: Figures, subject: Subject, truth: torch.Tensor, verdicts: dict[str, Verdicts]
 ) -> list[dict[str, Scalar]]:
+    """The table's row of each restart, for the prompt's tokens `[T]`."""
+    right = figures.top_k_ids[..., 0] == truth
     in_top_k = (figures.top_k_ids == truth[:, None]).any(-1)
     apart = figures.embeddings - figures.target_embeddings
     recorded_right = (figures.recorded_ids == truth).all(-1)
@@ -137,6 +146,7 @@ def _restart_rows(
                 "steps_to_exact": first_step(recorded_right[:, restart], figures.recorded_steps),
                 "discrete_loss": after,
                 "discrete_loss_ratio": ratio(after, figures.m),
+                **_rescored_row(figures, subject, truth, restart),
                 "distance_l1": float(apart[restart].abs().sum()),
                 "distance_l2": float(apart[restart].norm()),
                 "one_hot_distance_l1": float(2 * wrong),
@@ -145,6 +155,21 @@ def _restart_rows(
             }
         )
     return rows
+
+
+def _rescored_row(figures: Figures, subject: Subject, truth: torch.Tensor, restart: int) -> dict[str, Scalar]:
+    """What a restart's row says of its re-scored tokens; nothing where there are none."""
+    if figures.rescored_ids is None or figures.rescored_losses is None:
+        return {}
+    ids, loss = figures.rescored_ids[restart], float(figures.rescored_losses[restart])
+    right = ids == truth
+    return {
+        "rescored_token_accuracy": float(right.float().mean()),
+        "rescored_exact": bool(right.all()),
+        "rescored_discrete_loss": loss,
+        "rescored_discrete_loss_ratio": ratio(loss, figures.m),
+        "rescored_text": subject.text(ids),
+    }
 
 
 def _shift_rows(
@@ -182,43 +207,3 @@ def first_step(held: torch.Tensor, steps: torch.Tensor) -> int | None:
 def ratio(value: float, reference: float) -> float | None:
     """`value / reference`, or None where the reference is 0."""
     return value / reference if reference else None
-
-
-def summarise(result: Result, sites: Sequence[str], options: GradientInverterOptions) -> None:
-    """Metrics by site over prompts and restarts, the finding, and what a reader has to know beside it."""
-    for site in sites:
-        rows = [row for row in result.tables["restarts"] if row["site"] == site]
-
-        def column(name: str, rows: list[dict[str, Scalar]] = rows) -> list[float]:
-            return [float(row[name]) for row in rows if row[name] is not None]  # type: ignore[arg-type]
-
-        accuracy, ratios = column("token_accuracy"), column("loss_ratio")
-        next_token = column("next_token_of_tokens")
-        selected = [float(row["token_accuracy"] or 0) for row in rows if row["selected"]]
-        result.metrics |= {
-            f"{site}/token_accuracy_mean": mean(accuracy),
-            f"{site}/token_accuracy_min": min(accuracy),
-            f"{site}/token_accuracy_max": max(accuracy),
-            f"{site}/token_accuracy_selected": mean(selected),
-            f"{site}/top_k_accuracy_mean": mean(column("top_k_accuracy")),
-            f"{site}/exact_rate": mean(column("exact")),
-            f"{site}/loss_ratio_median": median(ratios) if ratios else None,
-            f"{site}/closer_than_shifted_rate": mean(float(value < 1) for value in ratios) if ratios else None,
-            f"{site}/next_token_rate": mean(next_token) if next_token else None,
-        }
-    shown = [
-        f"{site} {result.metrics[f'{site}/token_accuracy_selected']:.0%} "
-        f"(all restarts {result.metrics[f'{site}/token_accuracy_mean']:.0%})"
-        for site in sites
-    ]
-    result.finding = (
-        f"Tokens recovered by the best of {options.restarts} restarts after {options.steps} steps, chosen by how well "
-        f"its tokens reproduce the activation: {', '.join(shown)}."
-    )
-    if options.target_share:
-        result.notes.append(
-            f"The starts hold {options.target_share:g} times the prompt's own embeddings, so the accuracy is not that "
-            "of an inversion from nothing."
-        )
-    if options.vocabulary == "prompts":
-        result.notes.append("Only the prompts' own tokens could be found: a control, not an inversion from nothing.")

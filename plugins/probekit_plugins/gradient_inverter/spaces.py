@@ -17,7 +17,8 @@ class Space:
     """The variable `x` and the embeddings `e(x)` that it stands for: `e = x`, `e = xW` or `e = softmax(x)W`.
 
     `W` holds the rows of the tokens that may be found. `sigma` is the standard deviation of a start whose embeddings
-    have about the spread of the embedding matrix, unless the options say another; `rate` the learning rate to go with.
+    have about the spread of the embedding matrix, or a quarter of it around a regression, unless the options say
+    another; `spread` is that of noise, and `rate` the learning rate to go with.
     """
 
     def __init__(self, subject: Subject, allowed: torch.Tensor | None, options: GradientInverterOptions) -> None:
@@ -30,13 +31,13 @@ class Space:
             spread = 1 / len(self._matrix) ** 0.5
         elif self._kind == "vocabulary-softmax":
             spread = 1.0
-        self.sigma = spread if options.start_sigma is None else options.start_sigma
+        self.spread = spread
+        around = spread / 4 if options.start == "regression" else spread
+        self.sigma = around if options.start_sigma is None else options.start_sigma
         default = {"adam": spread / 4, "descent": 0.2, "lbfgs": 1.0}[options.optimizer]
         self.rate = options.learning_rate or default
         self._pull = options.nearest_pull
         self._box = (self._matrix.amin(0), self._matrix.amax(0)) if options.embedding_box else None
-        if self._box and self._kind != "embedding":
-            raise UsageError("The embedding box goes with input_space=embedding: elsewhere e is not what is optimised.")
 
     def start(
         self, noise: torch.Tensor, target: torch.Tensor, ids: torch.Tensor, share: tuple[float, float]

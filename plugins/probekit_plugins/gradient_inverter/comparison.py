@@ -1,0 +1,66 @@
+"""The same targets at the source page's own settings: what these settings gain, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from probekit import AnalysisError
+from probekit_plugins.gradient_inverter.inversion import Inversion
+from probekit_plugins.gradient_inverter.scoring import Scalar, restart_rows
+from probekit_plugins.gradient_inverter.settings import PAGE
+
+if TYPE_CHECKING:
+    import torch
+
+    from probekit import Context, Prompt, Result, Subject
+    from probekit_plugins.batches import Batches
+    from probekit_plugins.gradient_inverter import GradientInverterOptions
+
+
+class Comparison:
+    """Inverts every site again with the options that a run with `settings = "page"` has: the same steps, restarts,
+    prompts and random numbers, so that the figures are those of such a run, bit for bit.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        prompts: Sequence[Prompt],
+        allowed: torch.Tensor | None,
+        options: GradientInverterOptions,
+        context: Context,
+        batches: Batches,
+    ) -> None:
+        self._subject, self._prompts, self._allowed = subject, prompts, allowed
+        self._options = options.model_copy(update={**PAGE, "settings": "page"})
+        self._context, self._batches = context, batches
+
+    def add(self, result: Result, site: str) -> None:
+        """Tensors `PROMPT/SITE/page/…` and rows of the table `page_restarts`; a note where the descent fails."""
+        try:
+            inversion = Inversion(
+                self._subject,
+                self._prompts,
+                site,
+                self._allowed,
+                self._options,
+                self._context,
+                self._batches,
+                label="page/",
+            )
+            found = inversion.figures()
+        except AnalysisError as error:
+            result.notes.append(f"The page's own settings found nothing at {site}. {error}")
+            return
+        for number, (figures, prompt) in enumerate(zip(found, self._prompts, strict=True)):
+            truth = prompt.input_ids[0].to(figures.top_k_ids.device)
+            result.tensors |= {
+                f"{number}/{site}/page/losses": figures.losses,
+                f"{number}/{site}/page/recorded_accuracy": (figures.recorded_ids == truth).float().mean(-1),
+                f"{number}/{site}/page/embeddings": figures.embeddings,
+                f"{number}/{site}/page/top_k_ids": figures.top_k_ids,
+            }
+            rows = restart_rows(figures, self._subject, truth, {})
+            labels: dict[str, Scalar] = {"prompt": number, "site": site}
+            result.tables.setdefault("page_restarts", []).extend({**labels, **row} for row in rows)

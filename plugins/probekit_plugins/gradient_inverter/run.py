@@ -1,0 +1,65 @@
+"""A whole run of the inverter: every site, and the same at the source page's settings where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from probekit import Result, UsageError
+from probekit_plugins.batches import Batches, notes_on_rows
+from probekit_plugins.gradient_inverter.comparison import Comparison
+from probekit_plugins.gradient_inverter.inversion import Inversion
+from probekit_plugins.gradient_inverter.masks import notes_on_dropout
+from probekit_plugins.gradient_inverter.next_tokens import asked, notes_on_asked
+from probekit_plugins.gradient_inverter.ranks import Frequencies, Ranks
+from probekit_plugins.gradient_inverter.scoring import store
+from probekit_plugins.gradient_inverter.spaces import allowed_tokens
+from probekit_plugins.gradient_inverter.summary import summarise
+
+if TYPE_CHECKING:
+    from probekit import Context, Prompt, Subject
+    from probekit_plugins.gradient_inverter import GradientInverterOptions
+
+
+def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOptions, context: Context) -> Result:
+    """Invert every site for all prompts. Raises UsageError, or AnalysisError if a target or a descent is not finite."""
+    sites = subject.expand_sites(options.sites)
+    prompt_ids = [index for prompt in prompts for index in prompt.input_ids[0].tolist()]
+    allowed = allowed_tokens(subject, options, prompt_ids)
+    size = subject.vocabulary if allowed is None else len(allowed)
+    if options.top_k > size:
+        raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {size} tokens.")
+    frequencies = None if options.frequencies is None else Frequencies.of_file(subject, options.frequencies)
+    whole = asked(subject, prompts, options)
+    ranks = Ranks(subject, frequencies)
+    batches = Batches(context, options)
+    page = Comparison(subject, prompts, allowed, options, context, batches) if options.compare_page else None
+    result = Result()
+    noise: dict[str, float | None] = {}
+    without_dropout: list[str] = []
+    for site in sites:
+        inversion = Inversion(subject, prompts, site, allowed, options, context, batches)
+        found = inversion.figures()
+        for number, figures in enumerate(found):
+            store(result, figures, subject, prompts[number], number, site, options, whole, ranks, batches)
+        if frequencies:
+            result.metrics |= {f"{site}/{name}": value for name, value in frequencies.baselines(prompts).items()}
+        result.metrics |= {"learning_rate": inversion.space.rate, "start_sigma": inversion.space.sigma}
+        if options.dropout:
+            noise_ratio = inversion.noise_ratio(found)
+            result.metrics[f"{site}/dropout_noise_ratio"] = noise_ratio
+            if inversion.drops:
+                noise[site] = noise_ratio
+            else:
+                without_dropout.append(site)
+        if page:
+            page.add(result, site)
+    summarise(result, sites, options)
+    if subject.conditioned_on_ids:
+        result.notes.append(
+            "Conditioned on ids: blocks of this model read the token ids again, so they were given the prompt's own, "
+            "and what was recovered is not known from the activation alone."
+        )
+    result.notes += notes_on_asked(whole, options)
+    result.notes += notes_on_dropout(noise, without_dropout) + notes_on_rows(subject) + batches.notes()
+    return result
