@@ -1,0 +1,241 @@
+"""The proof: what was found passes through the model once more, alone, and every token is held against its rivals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import torch
+
+from probekit_plugins.exact_inverter.search import ROWS, distance
+
+if TYPE_CHECKING:
+    from probekit import Subject
+    from probekit_plugins.batches import Batches
+    from probekit_plugins.exact_inverter import SearchOptions
+    from probekit_plugins.exact_inverter.search import Search
+    from probekit_plugins.exact_inverter.targets import Target
+
+# A rival is ruled out where noise makes it less likely than what was found by this factor's logarithm.
+LOG_ODDS = 30.0
+# Tokens that match as well, of which the nearest is looked for.
+TIES = 256
+
+
+class Status(StrEnum):
+    """What is known of a token in the end."""
+
+    VERIFIED = "verified"
+    """It reproduces the activation, and no rival does."""
+    TIED = "tied"
+    """It reproduces the activation, and so does another token."""
+    MATCHING = "matching"
+    """It reproduces the activation, but rests on tokens that are not certain, or were not held against all others."""
+    NEAREST = "nearest"
+    """It does not reproduce the activation, but is the nearest that was tried."""
+    UNDETERMINED = "undetermined"
+    """Nothing is known of it: a guess."""
+
+
+@dataclass
+class Verdict:
+    """What is known of one token. Distances are relative to the norm of the activation that decides: at the token's own
+    position, or where that is unknown, at the next known one.
+    """
+
+    status: Status = Status.UNDETERMINED
+    distance: float | None = None  # ‖O(x)_t − a_t‖ / ‖a_t‖
+    bound: float | None = None  # ε_t / ‖a_t‖
+    rival: int | None = None  # the token that comes nearest after it
+    rival_distance: float | None = None
+    ties: int = 0  # rivals that match as well
+
+
+class Proof:
+    """Holds the outcome of a search against the activations. `arithmetic`, `[T]`, bounds the model's own rounding."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        site: str,
+        target: Target,
+        search: Search,
+        arithmetic: torch.Tensor,
+        options: SearchOptions,
+        batches: Batches,
+    ) -> None:
+        self._subject, self._site, self._target, self._search = subject, site, target, search
+        self._options, self._batches = options, batches
+        self._arithmetic = arithmetic
+        self._bound = arithmetic + target.blur()
+        self._norms = target.norms.clamp_min(1e-30)
+        self._noisy = bool((target.sigma > 0).any())
+        self._distances = self._alone(search.ids)
+        matches = (self._distances <= self._bound).tolist()
+        # What no token gives, though later tokens match after it, is taken for damaged.
+        last = max((place for place, there in enumerate(search.evidence) if there and matches[place]), default=-1)
+        for place in range(last):
+            search.evidence[place] &= matches[place]
+
+    def _alone(self, ids: torch.Tensor) -> torch.Tensor:
+        """The distances `[T]` of tokens that pass through the model as the prompt did: alone, and all of them."""
+        found = self._subject.capture(ids[None], [self._site])[self._site][0]
+        return distance(found, self._target.activations)
+
+    def verdicts(self) -> list[Verdict]:
+        """One for each token. A token is only as certain as those before it."""
+        verdicts: list[Verdict] = []
+        certain = True
+        for position in range(len(self._search.ids)):
+            verdicts.append(self._verdict(position, certain))
+            certain &= verdicts[-1].status in (Status.VERIFIED, Status.TIED)
+        return verdicts
+
+    def _verdict(self, position: int, certain: bool) -> Verdict:
+        verdict = Verdict()
+        search, evidence = self._search, self._search.evidence
+        decides = next((place for place in range(position, len(evidence)) if evidence[place]), None)
+        if decides is None and self._target.known[position]:  # nothing matched there, and nothing comes after
+            decides = position
+        if decides is None or (evidence[decides] and decides >= search.confirmed):
+            return verdict
+        verdict.distance = float(self._distances[decides] / self._norms[decides])
+        verdict.bound = float(self._bound[decides] / self._norms[decides])
+        if verdict.distance > verdict.bound:
+            verdict.status = Status.NEAREST
+            return verdict
+        everything = self._hold_against_rivals(verdict, position, decides)
+        if verdict.ties:
+            verdict.status = Status.TIED
+        elif certain and (decides == position or (everything and not self._unknown_beside(position))):
+            verdict.status = Status.VERIFIED
+        else:
+            verdict.status = Status.MATCHING
+        return verdict
+
+    def _unknown_beside(self, position: int) -> bool:
+        """Whether there are other unknown positions before the activation that decides on an unknown one."""
+        evidence = self._search.evidence
+        return (position > 0 and not evidence[position - 1]) or not evidence[position + 1]
+
+    def _hold_against_rivals(self, verdict: Verdict, position: int, decides: int) -> bool:
+        """Note the nearest rival, and how many are not ruled out; whether the whole vocabulary was tried."""
+        vocabulary = self._subject.vocabulary
+        rivals = self._rivals(position, known=decides == position)
+        if not len(rivals):
+            return vocabulary == 1
+        distances = self._distances_at(rivals, position, decides)
+        left = rivals[~self._ruled_out(distances, decides)]
+        if len(left) and not self._noisy:
+            if len(rivals) < vocabulary - 1 <= self._options.combinations:  # there may be more of them
+                rivals = self._all_but(self._search.ids[position])
+                distances = self._distances_at(rivals, position, decides)
+                left = rivals[~self._ruled_out(distances, decides)]
+            left = self._not_ruled_out_later(left, position, decides)
+            left = self._settled(left, position, decides)
+        verdict.ties = len(left)
+        verdict.distance = float(self._distances[decides] / self._norms[decides])
+        distances = torch.where(rivals == self._search.ids[position], torch.inf, distances)
+        verdict.rival = int(rivals[distances.argmin()])
+        verdict.rival_distance = float(distances.min() / self._norms[decides])
+        return len(rivals) == vocabulary - 1
+
+    def _not_ruled_out_later(self, tokens: torch.Tensor, position: int, decides: int) -> torch.Tensor:
+        """Those of the tokens at a position that no later activation tells from what was found."""
+        evidence = self._search.evidence[: self._search.confirmed]
+        later = [place for place in range(decides + 1, len(evidence)) if evidence[place]]
+        if len(tokens) and later:
+            distances = self._distances_with(tokens, position, later[-1] + 1)
+            for place in later:
+                kept = ~self._ruled_out(distances[:, place - position], place)
+                tokens, distances = tokens[kept], distances[kept]
+        return tokens
+
+    def _settled(self, tied: torch.Tensor, position: int, decides: int) -> torch.Tensor:
+        """Among tokens within the bound, take the nearest when each passes through the model alone, as the prompt did;
+        the tokens that are left beside it. One that gives the activation bit for bit leaves none that does not.
+        """
+        ids = self._search.ids
+        if not len(tied):
+            return tied
+        distances = {int(ids[position]): self._distances}
+        for token in tied.tolist()[:TIES]:
+            changed = ids.clone()
+            changed[position] = token
+            distances[token] = self._alone(changed)
+        nearest = min(distances, key=lambda token: float(distances[token][decides]))
+        ids[position], self._distances = nearest, distances[nearest]
+        exact = float(self._distances[decides]) == 0 and len(tied) <= TIES
+        left = [token for token in distances if token != nearest and not (exact and float(distances[token][decides]))]
+        return torch.tensor([*left, *tied.tolist()[TIES:]], device=tied.device, dtype=tied.dtype)
+
+    def _all_but(self, token: torch.Tensor) -> torch.Tensor:
+        everything = torch.arange(self._subject.vocabulary, device=token.device)
+        return everything[everything != token]
+
+    def _rivals(self, position: int, known: bool) -> torch.Tensor:
+        """Other tokens to compare with: half of them the likeliest, half those with the nearest embeddings."""
+        search, token, vocabulary = self._search, self._search.ids[position], self._subject.vocabulary
+        count = vocabulary if self._options.rivals == "all" else self._options.rivals
+        if not known and vocabulary <= self._options.combinations:
+            count = vocabulary
+        if count >= vocabulary:
+            return self._all_but(token)
+        compared = search.compared[position][0] if known and position in search.compared else token.new_zeros(0)
+        matrix = self._subject.embedding_matrix
+        apart = (matrix - matrix[token.to(matrix.device)]).norm(dim=1)
+        nearest = apart.topk(min(count + 1, vocabulary), largest=False).indices.to(token.device)
+        likeliest = search.scores[position].topk(min(count + 1, vocabulary)).indices.to(token.device)
+        mixed = torch.stack([likeliest, nearest], 1).flatten()
+        chosen = [each for each in dict.fromkeys(mixed.tolist()) if each != int(token)][:count]
+        return torch.tensor(
+            sorted({*chosen, *compared.tolist()} - {int(token)}), device=token.device, dtype=token.dtype
+        )
+
+    def _distances_at(self, rivals: torch.Tensor, position: int, decides: int) -> torch.Tensor:
+        """Distances with other tokens at a position from the activation that decides, `[K]`."""
+        tried, known = self._search.compared.get(position, (rivals[:0], None))
+        if decides > position or known is None:
+            return self._distances_with(rivals, position, decides + 1)[:, -1]
+        distances = torch.full((self._subject.vocabulary,), torch.inf, device=known.device, dtype=known.dtype)
+        distances[tried] = known
+        missing = rivals[distances[rivals].isinf()]
+        if len(missing):
+            distances[missing] = self._distances_with(missing, position, position + 1)[:, 0].to(distances)
+        return distances[rivals]
+
+    def _distances_with(self, tokens: torch.Tensor, position: int, end: int) -> torch.Tensor:
+        """Distances from the activations with other tokens at a position, those after it as found: `[K, end − t]`."""
+        ids = self._search.ids
+        continuation = self._subject.continuation(ids[:position], self._site)
+
+        def of(chosen: slice) -> torch.Tensor:
+            rows = ids[position:end].repeat(len(tokens[chosen]), 1)
+            rows[:, 0] = tokens[chosen]
+            return distance(continuation(rows), self._target.activations[position:end])
+
+        return self._batches.joined(len(tokens), of, f"{self._site}/rivals", ROWS)
+
+    def _ruled_out(self, distances: torch.Tensor, at: int) -> torch.Tensor:
+        """Which rivals, by how far they are from the activation at a position, `[K]`, are not what it came from.
+
+        A rival would have to be within the bound. Within noise of standard deviation σ, it would also have to be about
+        as likely: `(‖a_rival − a‖² − ‖a_found − a‖²) / 2σ²` is how much less its log-likelihood is.
+        """
+        beyond = distances > self._bound[at]
+        sigma = float(self._target.sigma[at])
+        if not sigma:
+            return beyond
+        exact = float(self._arithmetic[at] + self._target.rounding[at])
+        nearer = (distances - exact).clamp_min(0).square() - (self._distances[at] + exact).square()
+        return beyond | (nearer > 2 * LOG_ODDS * sigma**2)
+
+    def noise_survived(self, verdict: Verdict) -> float | None:
+        """σ of noise, relative to the activation's root mean square, at which the nearest rival would be taken for the
+        token in one case of a thousand: `Δ / (2 · 3.09)` for a rival whose activation is Δ away.
+        """
+        if verdict.rival_distance is None:
+            return None
+        return verdict.rival_distance * math.sqrt(self._target.activations.shape[-1]) / (2 * 3.09)

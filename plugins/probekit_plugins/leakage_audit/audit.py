@@ -1,0 +1,81 @@
+"""The audit: every prompt recovered from every site under every condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from probekit import Result
+from probekit_plugins.batches import Batches, notes_on_rows
+from probekit_plugins.exact_inverter.inversion import figures, recovered, samples_to_learn_from, store
+from probekit_plugins.exact_inverter.recovery import Inverter
+from probekit_plugins.exact_inverter.targets import blurred, captured, known_positions
+
+if TYPE_CHECKING:
+    from probekit import Context, Prompt, Subject
+    from probekit_plugins.leakage_audit import LeakageAuditOptions
+
+Row = dict[str, Any]
+
+
+def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOptions, context: Context) -> Result:
+    """Recover the prompts under every condition. Raises AnalysisError for a site that is not causal."""
+    sites = subject.expand_sites(options.sites)
+    batches = Batches(context, options)
+    result = Result(tables={"conditions": []})
+    samples = None
+    for site in sites:
+        exact = [
+            captured(subject, prompt, site, known_positions(prompt.input_ids.shape[1], "all")) for prompt in prompts
+        ]
+        samples = samples or samples_to_learn_from(subject, exact, context)
+        inverter = Inverter(subject, site, samples, options, context, batches)
+        for precision, noise in product(options.precisions, options.noise):
+            label = f"{site}, {precision}, noise {noise:g}"
+            targets = [
+                # The same noise at every precision and size: conditions differ by nothing else.
+                blurred(target, precision, noise, context, f"noise/{number}/{site}")
+                for number, target in enumerate(exact)
+            ]
+            found = recovered(inverter, targets, context, label)
+            one = Result()
+            for number, (target, recovery) in enumerate(zip(targets, found, strict=True)):
+                store(one, subject, {"prompt": number, "site": site}, target, recovery)
+            condition: Row = {"site": site, "precision": precision, "noise": noise}
+            for sequence in one.sequences["recovered"]:
+                sequence.labels |= condition
+                result.sequences.setdefault("recovered", []).append(sequence)
+            result.tables["conditions"].append(condition | figures(one.tables["prompts"], one.tables["positions"]))
+            tokens = sum(len(target.known) for target in targets)
+            result.seconds[label] = sum(each.seconds + each.seconds_of_proof for each in found) / tokens
+        result.seconds[f"{site}/learning"] = inverter.seconds
+    result.finding = _finding(result.tables["conditions"], len(prompts))
+    for row in result.tables["conditions"]:
+        where = f"{row['site']}/{row['precision']}/noise {row['noise']:g}"
+        for name in ("token_accuracy", "verified_share", "false_positives", "candidates_per_token"):
+            result.metrics[f"{where}/{name}"] = row[name]
+    result.notes.append(
+        "An attacker is assumed who has the model, and knows the site, the precision and the noise. Tokens are chosen "
+        "one after the other, by their activations alone: a prior over texts would bring back more under strong noise."
+    )
+    result.notes += notes_on_rows(subject) + batches.notes()
+    return result
+
+
+def _finding(rows: Sequence[Row], prompts: int) -> str:
+    """What leaks from the deepest site as it is, and what the noise that was tried does about it."""
+    deepest = [row for row in rows if row["site"] == rows[-1]["site"]]
+    plain, worst = min(deepest, key=lambda row: row["noise"]), max(deepest, key=lambda row: row["noise"])
+
+    def leaked(row: Row) -> str:
+        rounded = "" if row["precision"] == "none" else f" rounded to {row['precision']}"
+        noisy = f" with noise of σ = {row['noise']:g}" if row["noise"] else ""
+        return f"{row['token_accuracy']:.0%} of the tokens come back from {row['site']}{rounded}{noisy}"
+
+    many = "the prompt" if prompts == 1 else f"{prompts} prompts"
+    cost = f"{plain['verified_share']:.0%} with proof, at {plain['candidates_per_token']:.3g} candidates a token"
+    first = f"Of {many}, {leaked(plain)}, {cost}"
+    if plain is worst:
+        return f"{first}."
+    return f"{first}; {leaked(worst)}."
