@@ -35,6 +35,8 @@ ALONE = 512
 DRAWN_TO_ZERO = 5
 # Tokens that the model writes in one go: its writing costs a forward pass for each.
 WRITTEN = 32
+# Positions whose scores are computed at once.
+AT_ONCE = 64
 # Entries of an activation that are looked at; wider ones are projected.
 ENTRIES = 1024
 # Weights of the head's prediction that are tried; positions that they are tried on.
@@ -143,7 +145,8 @@ def _corrections(ids: torch.Tensor, rest: torch.Tensor, count: int) -> torch.Ten
 
 
 class TokenLikelihood:
-    """`scores(activations)`, `[T, w]` → `[T, V]`: how likely each token is at each position of one prompt.
+    """`scores(activations)`, `[T, w]` → `[T, V]`: how likely each token is at each position of one prompt; `likeliest`
+    the first of each.
 
     `embeddings(activations)`, `[…, T, w]` → `[…, T, d]`: the embeddings that are to be expected.
     """
@@ -234,21 +237,31 @@ class TokenLikelihood:
         return torch.cat([found, least.expand(*found.shape[:-1], missing)], -1)[..., : self._subject.vocabulary]
 
     @torch.no_grad()
-    def scores(self, activations: torch.Tensor) -> torch.Tensor:
-        """How likely each token is at each position of one prompt, `[T, w]` → `[T, V]`, greater for likelier; zeros
-        where an activation is not finite. One position's are comparable with each other, not with another's.
+    def scores(self, activations: torch.Tensor, first: int = 0, end: int | None = None) -> torch.Tensor:
+        """How likely each token is at the positions from `first` to before `end` of one prompt, `[T, w]` →
+        `[end − first, V]`, greater for likelier; zeros where an activation is not finite. One position's are comparable
+        with each other, not with another's.
         """
-        activations = at_least_single(activations).to(self._first.mean.device)
+        end = len(activations) if end is None else end
+        before = max(first - 1, 0)  # the prior at a position is read from the one before it
+        activations = at_least_single(activations[before:end]).to(self._first.mean.device)
         known = torch.isfinite(activations).all(-1)
         activations = torch.where(known[:, None], activations, 0)
-        seen = self._projected(activations)
-        scores = torch.cat([self._first.log_likelihoods(seen[:1]), self._later.log_likelihoods(seen[1:])])
-        scores[~known] = 0
+        seen = self._projected(activations)[first - before :]
+        fits = [self._first if position == 0 else self._later for position in (first, first + 1)]
+        scores = torch.cat([fit.log_likelihoods(part) for fit, part in zip(fits, (seen[:1], seen[1:]), strict=True)])
+        scores[~known[first - before :]] = 0
         if self._weight and len(activations) > 1:
             prior = self._prior(activations)
             if prior is not None:
-                scores[1:] += self._weight * torch.where(known[:-1, None], prior, 0)
+                scores[-len(prior) :] += self._weight * torch.where(known[:-1, None], prior, 0)
         return scores
+
+    def likeliest(self, activations: torch.Tensor) -> torch.Tensor:
+        """The likeliest token at each position of one prompt, `[T, w]` → `[T]`."""
+        count = len(activations)
+        starts = range(0, count, AT_ONCE)
+        return torch.cat([self.scores(activations, at, min(at + AT_ONCE, count)).argmax(-1) for at in starts])
 
     @torch.no_grad()
     def embeddings(self, activations: torch.Tensor) -> torch.Tensor:

@@ -187,7 +187,7 @@ class Proof:
         matrix = self._subject.embedding_matrix
         apart = (matrix - matrix[token.to(matrix.device)]).norm(dim=1)
         nearest = apart.topk(min(count + 1, vocabulary), largest=False).indices.to(token.device)
-        likeliest = search.scores[position].topk(min(count + 1, vocabulary)).indices.to(token.device)
+        likeliest = search.scores(position).topk(min(count + 1, vocabulary)).indices.to(token.device)
         mixed = torch.stack([likeliest, nearest], 1).flatten()
         chosen = [each for each in dict.fromkeys(mixed.tolist()) if each != int(token)][:count]
         return torch.tensor(

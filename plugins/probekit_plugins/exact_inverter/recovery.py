@@ -104,9 +104,8 @@ class Inverter:
             ]
 
     def _search(self, target: Target) -> Search:
-        scores = self.likelihood.scores(target.activations)
         bound = self._arithmetic(target) + target.blur()
-        return Search(self._subject, self._site, target, scores, bound, self._options, self._batches)
+        return Search(self._subject, self._site, target, self.likelihood, bound, self._options, self._batches)
 
     def _arithmetic(self, target: Target) -> torch.Tensor:
         return self.error * target.norms

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from probekit_plugins.batches import Batches
     from probekit_plugins.exact_inverter import SearchOptions
     from probekit_plugins.exact_inverter.targets import Target
+    from probekit_plugins.token_likelihood import TokenLikelihood
 
 # Candidates in one batch at most, unless the options say otherwise.
 ROWS = 1024
@@ -46,32 +47,36 @@ class Search:
         subject: Subject,
         site: str,
         target: Target,
-        scores: torch.Tensor,
+        likelihood: TokenLikelihood,
         bound: torch.Tensor,
         options: SearchOptions,
         batches: Batches,
     ) -> None:
-        """`scores` `[T, V]` say how likely each token is at each position, `bound` `[T]` how far an activation of the
-        right tokens may be from the given one.
+        """`likelihood` says which tokens to try first; `bound`, `[T]`, is how far an activation of the right tokens may be
+        from the given one.
         """
         self._subject, self._site, self._target = subject, site, target
         self._options, self._batches = options, batches
-        self.scores, self._bound = scores, bound
+        self._likelihood, self._bound = likelihood, bound
         self._norms = target.norms.clamp_min(1e-30)
         self._noisy = bool((target.sigma > 0).any())
         self._lost = False  # noisy, and a token was taken that cannot be right
         self._exceeded = 1.0  # how many times the bound away tokens were that were taken though they do not match
-        self._chosen = [False] * len(scores)  # among candidates
-        self.ids = scores.argmax(-1)
+        self.ids = likelihood.likeliest(target.activations).to(subject.device)
+        self._chosen = [False] * len(self.ids)  # among candidates
         self.evidence = target.known.tolist()
         self.confirmed = 0
         self.done = not any(self.evidence)
-        self.tried = [0] * len(scores)
-        self.by_gradient = [0] * len(scores)
+        self.tried = [0] * len(self.ids)
+        self.by_gradient = [0] * len(self.ids)
         self.computed = 0
         # position → other tokens that were tried there after the same tokens, and their distances
         self.compared: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.reasons: dict[int, str] = {}  # position → why it was not found
+
+    def scores(self, position: int) -> torch.Tensor:
+        """How likely each token is at a position, `[V]`."""
+        return self._likelihood.scores(self._target.activations, position, position + 1)[0].to(self.ids.device)
 
     def verify(self, activations: torch.Tensor) -> None:
         """Go on from the activations `[T, w]` of `ids`: confirm what matches, and mend the first that does not.
@@ -105,13 +110,13 @@ class Search:
 
     def _mend(self, position: int, guessed: float) -> None:
         """Find the token at a position with all tokens before it confirmed."""
-        tried = torch.full((self._subject.vocabulary,), math.inf, device=self.scores.device)
+        tried = torch.full((self._subject.vocabulary,), math.inf, device=self.ids.device)
         tried[self.ids[position]] = guessed
         wanted = self._target.activations[position]
         continuation = self._subject.continuation(self.ids[:position], self._site)
         self.computed += position
         descent = (self._subject, self._site, self.ids[:position], wanted, tried, self._options.gradient_steps)
-        scores, first = self.scores[position], COMPARED if self._noisy else FIRST
+        scores, first = self.scores(position), COMPARED if self._noisy else FIRST
         for ids, by_gradient in candidates(scores, tried, lambda: along_descent(*descent), self._options, first):
 
             def of(chosen: slice, ids: torch.Tensor = ids) -> torch.Tensor:
@@ -167,7 +172,7 @@ class Search:
         self.computed += first
         tokens = torch.arange(self._subject.vocabulary, device=self.ids.device)
         spent, reach = 0, self._reach(position)
-        anchors = self.scores[position].topk(min(ANCHORS, len(tokens))).indices
+        anchors = self.scores(position).topk(min(ANCHORS, len(tokens))).indices
         for anchor in anchors if position - first <= UNKNOWN else []:
             row = torch.cat([self.ids[first:position], anchor[None]])
             # One unknown position at a time, the others as they are: twice where there are several.
