@@ -257,11 +257,11 @@ class TokenLikelihood:
                 scores[-len(prior) :] += self._weight * torch.where(known[:-1, None], prior, 0)
         return scores
 
-    def likeliest(self, activations: torch.Tensor) -> torch.Tensor:
-        """The likeliest token at each position of one prompt, `[T, w]` → `[T]`."""
-        count = len(activations)
-        starts = range(0, count, AT_ONCE)
-        return torch.cat([self.scores(activations, at, min(at + AT_ONCE, count)).argmax(-1) for at in starts])
+    def likeliest(self, activations: torch.Tensor, count: int = 1) -> torch.Tensor:
+        """The likeliest tokens at each position of one prompt, best first, `[T, w]` → `[T, count]`."""
+        length = len(activations)
+        parts = ((at, min(at + AT_ONCE, length)) for at in range(0, length, AT_ONCE))
+        return torch.cat([self.scores(activations, *part).topk(count).indices for part in parts])
 
     @torch.no_grad()
     def embeddings(self, activations: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -184,15 +185,20 @@ class Proof:
         if count >= vocabulary:
             return self._all_but(token)
         compared = search.compared[position][0] if known and position in search.compared else token.new_zeros(0)
-        matrix = self._subject.embedding_matrix
-        apart = (matrix - matrix[token.to(matrix.device)]).norm(dim=1)
-        nearest = apart.topk(min(count + 1, vocabulary), largest=False).indices.to(token.device)
-        likeliest = search.scores(position).topk(min(count + 1, vocabulary)).indices.to(token.device)
-        mixed = torch.stack([likeliest, nearest], 1).flatten()
+        mixed = self._likely_and_near[position]
         chosen = [each for each in dict.fromkeys(mixed.tolist()) if each != int(token)][:count]
         return torch.tensor(
             sorted({*chosen, *compared.tolist()} - {int(token)}), device=token.device, dtype=token.dtype
         )
+
+    @cached_property
+    def _likely_and_near(self) -> torch.Tensor:
+        """For each position by turns the likeliest tokens and those with the nearest embeddings, `[T, 2 k]`."""
+        count = 1 if self._options.rivals == "all" else min(self._options.rivals + 1, self._subject.vocabulary)
+        ids = self._search.ids
+        likeliest = self._search.likeliest(count)
+        nearest = self._subject.decode(self._subject.embed(ids[None]), top_k=count, decoder="nearest")[0]
+        return torch.stack([likeliest, nearest.to(likeliest)], -1).flatten(1)
 
     def _distances_at(self, rivals: torch.Tensor, position: int, decides: int) -> torch.Tensor:
         """Distances with other tokens at a position from the activation that decides, `[K]`."""

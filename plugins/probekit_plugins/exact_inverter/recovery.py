@@ -86,8 +86,11 @@ class Inverter:
         """Recover every target. `progress` is told how many tokens more are settled."""
         _ = self.error, self.likelihood
         with torch.no_grad():
-            searches = [self._search(target) for target in targets]
-            seconds = [0.0] * len(targets)
+            searches, seconds = [], []
+            for target in targets:
+                start = time.perf_counter()
+                searches.append(self._search(target))
+                seconds.append(time.perf_counter() - start)
             while active := [number for number, search in enumerate(searches) if not search.done]:
                 for together in _by_length(active, searches):
                     start = time.perf_counter()

@@ -52,7 +52,7 @@ class Search:
         options: SearchOptions,
         batches: Batches,
     ) -> None:
-        """`likelihood` says which tokens to try first; `bound`, `[T]`, is how far an activation of the right tokens may be
+        """`likelihood` says which tokens to try first, `bound`, `[T]`, how far an activation of the right tokens may be
         from the given one.
         """
         self._subject, self._site, self._target = subject, site, target
@@ -62,7 +62,7 @@ class Search:
         self._noisy = bool((target.sigma > 0).any())
         self._lost = False  # noisy, and a token was taken that cannot be right
         self._exceeded = 1.0  # how many times the bound away tokens were that were taken though they do not match
-        self.ids = likelihood.likeliest(target.activations).to(subject.device)
+        self.ids = likelihood.likeliest(target.activations)[:, 0].to(subject.device)
         self._chosen = [False] * len(self.ids)  # among candidates
         self.evidence = target.known.tolist()
         self.confirmed = 0
@@ -77,6 +77,10 @@ class Search:
     def scores(self, position: int) -> torch.Tensor:
         """How likely each token is at a position, `[V]`."""
         return self._likelihood.scores(self._target.activations, position, position + 1)[0].to(self.ids.device)
+
+    def likeliest(self, count: int) -> torch.Tensor:
+        """The likeliest tokens at each position, `[T, count]`."""
+        return self._likelihood.likeliest(self._target.activations, count).to(self.ids.device)
 
     def verify(self, activations: torch.Tensor) -> None:
         """Go on from the activations `[T, w]` of `ids`: confirm what matches, and mend the first that does not.
