@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import layer_map_step, memory, placement, pseudo_inverse, restarts, walks
+from benchmarks import exact_recovery, layer_map_step, memory, placement, pseudo_inverse, restarts, walks
 from benchmarks.machine import conditions
 from benchmarks.outcome import Outcome, Settings
 
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "walks": walks.run,
     "memory": memory.run,
     "placement": placement.run,
+    "exact-recovery": exact_recovery.run,
 }
 OUTPUT = Path("reports/output/bench/latest.json")
 

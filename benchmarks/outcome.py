@@ -47,13 +47,29 @@ class Figure:
         return [self.what, f"{_shown(self.value)} {self.unit}", spread, goal, met]
 
 
+@dataclass(frozen=True)
+class Series:
+    """How something grows: rows of a name, what it grows with, and a figure for each column."""
+
+    title: str
+    along: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, int, Sequence[float]]]
+
+    def markdown(self) -> str:
+        """Its table, with the title as the head of the names."""
+        rows = [[name, str(place), *(f"{value:.3g}" for value in values)] for name, place, values in self.rows]
+        return table([self.title, self.along, *self.columns], rows)
+
+
 @dataclass
 class Outcome:
-    """What one benchmark found: how long each side took here, and the figures that travel."""
+    """What one benchmark found: how long each side took here, the figures that travel, and how cost grows."""
 
     title: str
     sides: list[dict[str, str | float]] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def time(self, label: str, sides: Sequence[Side], timings: Timings) -> None:
@@ -94,6 +110,7 @@ class Outcome:
                 for side in self.sides
             ]
             parts.append(table(["work", "side", "role", "median, ms", "rounds"], rows))
+        parts += [each.markdown() for each in self.series]
         return "\n\n".join([*parts, *self.notes]) + "\n"
 
 

@@ -29,6 +29,12 @@ def arithmetic_error(subject: Subject, site: str, prompts: Sequence[torch.Tensor
 
     Raises AnalysisError if a token changes the activation at those before it: the model is not causal at this site.
     """
+    taken = subject.anatomy.sequence
+    if taken is not None and taken > 1:
+        raise AnalysisError(
+            f"This model reads exactly {taken} tokens at once, so that tokens cannot be tried one by one; give a "
+            "causal model of any length."
+        )
     greatest = 0.0
     precision = LEAST
     for batch in prompts:
@@ -39,7 +45,7 @@ def arithmetic_error(subject: Subject, site: str, prompts: Sequence[torch.Tensor
             precision = max(precision, torch.finfo(captured.dtype).eps)
             alone = at_least_single(captured)
             greatest = max(greatest, _apart(beside, alone))
-            if subject.anatomy.sequence is None:
+            if taken is None:
                 greatest = max(greatest, *(_after_prefix(subject, site, ids, row, alone, cut) for cut in _cuts(row)))
     return SAFETY * max(greatest, precision)
 
