@@ -22,6 +22,8 @@ Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 2, "sites": "norm"},
+    # The least of proposals, so that candidates, the gradient and the scan run; unknown positions have a bridge.
+    "exact-inverter": {"sites": "block.1", "proposals": 1, "positions": [0, 2, 3, -1], "rounding": "int8"},
     "frozen-head": {"steps": 2, "batch": 2, "length": 12, "initialisations": 1, "pieces": 10},
     "gradient-inverter": {
         "steps": 4,
@@ -31,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "frequencies": __file__,
     },
     "jacobian-spectrum": {"sites": "block.0,block.1", "method": "matrix-free", "iterations": 4, "probes": 2},
+    "leakage-audit": {"sites": "block.1", "precisions": ["none", "int8"], "noise": [0.0, 2.0], "gradient_steps": 2},
     "null-space-walk": {
         "steps": 2,
         "walkers": 1,
@@ -54,9 +57,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 BAD: dict[str, dict[str, Any]] = {
     "clamped-walk": {"sites": "block.1,block.99"},
+    "exact-inverter": {"sites": "block.1,block.99"},
     "frozen-head": {"length": 64},
     "gradient-inverter": {"sites": "block.1,block.99"},
     "jacobian-spectrum": {"sites": "block.1,nowhere"},
+    "leakage-audit": {"sites": "block.1,nowhere"},
     "null-space-walk": {"sites": "block.99"},
     "orthogonal-walk": {"sites": "block.1,nowhere"},
     "pseudo-inverse": {"sites": "nowhere"},

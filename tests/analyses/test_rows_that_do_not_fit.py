@@ -23,6 +23,11 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "null-space walk": ("null-space-walk", {**WALK, "iterations": 4, "correction_iterations": 3}),
     "spectrum": ("jacobian-spectrum", {"method": "matrix-free", "iterations": 4, "probes": 5, "sites": "block.1"}),
     "dense spectrum": ("jacobian-spectrum", {"method": "dense", "sites": "block.0"}),
+    "exact inverter": (
+        "exact-inverter",
+        {"proposals": 1, "gradient_steps": 0, "sites": "block.1", "positions": [0, -2, -1], "rivals": "all"},
+    ),
+    "leakage audit": ("leakage-audit", {"sites": "block.1", "precisions": ["none"], "noise": [0.0, 0.1]}),
     "frozen head": ("frozen-head", {"steps": 3, "batch": 5, "length": 12, "initialisations": 1, "text": __file__}),
     "repetition": (
         "repetition",

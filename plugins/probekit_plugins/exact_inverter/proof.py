@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # A rival is ruled out where noise makes it less likely than what was found by this factor's logarithm.
 LOG_ODDS = 30.0
+# A token is verified without all others being tried if no rival is within so many times its bound.
+CLEAR = 4.0
 # Tokens that match as well, of which the nearest is looked for.
 TIES = 256
 
@@ -107,10 +109,10 @@ class Proof:
         if verdict.distance > verdict.bound:
             verdict.status = Status.NEAREST
             return verdict
-        everything = self._hold_against_rivals(verdict, position, decides)
+        alone = self._hold_against_rivals(verdict, position, decides)
         if verdict.ties:
             verdict.status = Status.TIED
-        elif certain and (decides == position or (everything and not self._unknown_beside(position))):
+        elif certain and alone and (decides == position or not self._unknown_beside(position)):
             verdict.status = Status.VERIFIED
         else:
             verdict.status = Status.MATCHING
@@ -122,18 +124,19 @@ class Proof:
         return (position > 0 and not evidence[position - 1]) or not evidence[position + 1]
 
     def _hold_against_rivals(self, verdict: Verdict, position: int, decides: int) -> bool:
-        """Note the nearest rival, and how many are not ruled out; whether the whole vocabulary was tried."""
+        """Note the nearest rival, and how many are not ruled out; whether that speaks for all others as well: the whole
+        vocabulary was tried, or none of the likeliest and nearest is anywhere near.
+        """
         vocabulary = self._subject.vocabulary
         rivals = self._rivals(position, known=decides == position)
         if not len(rivals):
             return vocabulary == 1
         distances = self._distances_at(rivals, position, decides)
+        if self._is_close(distances, decides) and len(rivals) < vocabulary - 1 <= self._options.combinations:
+            rivals = self._all_but(self._search.ids[position])
+            distances = self._distances_at(rivals, position, decides)
         left = rivals[~self._ruled_out(distances, decides)]
         if len(left) and not self._noisy:
-            if len(rivals) < vocabulary - 1 <= self._options.combinations:  # there may be more of them
-                rivals = self._all_but(self._search.ids[position])
-                distances = self._distances_at(rivals, position, decides)
-                left = rivals[~self._ruled_out(distances, decides)]
             left = self._not_ruled_out_later(left, position, decides)
             left = self._settled(left, position, decides)
         verdict.ties = len(left)
@@ -141,7 +144,11 @@ class Proof:
         distances = torch.where(rivals == self._search.ids[position], torch.inf, distances)
         verdict.rival = int(rivals[distances.argmin()])
         verdict.rival_distance = float(distances.min() / self._norms[decides])
-        return len(rivals) == vocabulary - 1
+        return len(rivals) == vocabulary - 1 or (decides == position and not self._is_close(distances, decides))
+
+    def _is_close(self, distances: torch.Tensor, at: int) -> bool:
+        """Whether a rival is so near that another one, which was not tried, may be within the bound."""
+        return not bool(self._ruled_out(distances, at, CLEAR).all())
 
     def _not_ruled_out_later(self, tokens: torch.Tensor, position: int, decides: int) -> torch.Tensor:
         """Those of the tokens at a position that no later activation tells from what was found."""
@@ -167,6 +174,8 @@ class Proof:
             changed[position] = token
             distances[token] = self._alone(changed)
         nearest = min(distances, key=lambda token: float(distances[token][decides]))
+        if nearest != int(ids[position]):
+            self._search.compared.clear()  # what was tried came after another token
         ids[position], self._distances = nearest, distances[nearest]
         exact = float(self._distances[decides]) == 0 and len(tied) <= TIES
         left = [token for token in distances if token != nearest and not (exact and float(distances[token][decides]))]
@@ -224,19 +233,20 @@ class Proof:
 
         return self._batches.joined(len(tokens), of, f"{self._site}/rivals", ROWS)
 
-    def _ruled_out(self, distances: torch.Tensor, at: int) -> torch.Tensor:
+    def _ruled_out(self, distances: torch.Tensor, at: int, times: float = 1.0) -> torch.Tensor:
         """Which rivals, by how far they are from the activation at a position, `[K]`, are not what it came from.
 
         A rival would have to be within the bound. Within noise of standard deviation σ, it would also have to be about
-        as likely: `(‖a_rival − a‖² − ‖a_found − a‖²) / 2σ²` is how much less its log-likelihood is.
+        as likely: `(‖a_rival − a‖² − ‖a_found − a‖²) / 2σ²` is how much less its log-likelihood is. `times` asks for
+        as many times the bound, and the odds.
         """
-        beyond = distances > self._bound[at]
+        beyond = distances > times * self._bound[at]
         sigma = float(self._target.sigma[at])
         if not sigma:
             return beyond
         exact = float(self._arithmetic[at] + self._target.rounding[at])
         nearer = (distances - exact).clamp_min(0).square() - (self._distances[at] + exact).square()
-        return beyond | (nearer > 2 * LOG_ODDS * sigma**2)
+        return beyond | (nearer > 2 * times * LOG_ODDS * sigma**2)
 
     def noise_survived(self, verdict: Verdict) -> float | None:
         """σ of noise, relative to the activation's root mean square, at which the nearest rival would be taken for the
