@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from probekit import AnalysisError, ModelError, UsageError
+from probekit import AnalysisError, ModelError, UsageError, out_of_memory
+from probekit_plugins.batches import Batches
 from probekit_plugins.precision import at_least_single
 from probekit_plugins.texts import beginning
 from probekit_plugins.writing import PLAIN, SAMPLING, can_generate
 
 if TYPE_CHECKING:
     from probekit import Context, Subject
-    from probekit_plugins.batches import Batches
 
 # Positions that are fitted on, at least; for wider models as many per dimension.
 POSITIONS = 4096
@@ -44,36 +44,43 @@ WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 TRIALS = 256
 
 
-def sampled_prompts(subject: Subject, length: int, context: Context, purpose: str) -> list[torch.Tensor]:
+def sampled_prompts(
+    subject: Subject, length: int, context: Context, purpose: str, batches: Batches | None = None
+) -> list[torch.Tensor]:
     """Prompts to fit on, as batches of token ids `[prompts, tokens]`: half uniformly random ones of that length, half
     written by the model itself, at temperature 1 from random first tokens, where it can.
     """
     positions = max(POSITIONS, PER_DIMENSION * subject.width)
     fixed = subject.anatomy.sequence
-    length = fixed or max(2, min(length, subject.context or length))
+    most = subject.context or max(length, 2)
+    length = fixed or min(max(length, 2), most)
     start = beginning(subject)[: length - 1]
 
     def random(count: int, length: int, label: str) -> torch.Tensor:
         generator = context.generator(f"{purpose}/{label}")
-        drawn = torch.randint(subject.vocabulary, (count, length), generator=generator)
-        drawn = torch.where(drawn == _padding(subject), (drawn + 1) % subject.vocabulary, drawn)
-        drawn[:, : len(start)] = torch.tensor(start, dtype=torch.long)
-        return drawn.to(subject.device)
+        ids = torch.randint(subject.vocabulary, (count, length), generator=generator)
+        ids = torch.where(ids == _padding(subject), (ids + 1) % subject.vocabulary, ids)
+        ids[:, : len(start)] = torch.tensor(start, dtype=torch.long)
+        return ids.to(subject.device)
 
-    batches = [random(-(-positions // (2 * length)), length, "random")]
+    drawn = [random(-(-positions // (2 * length)), length, "random")]
     short = min(length, WRITTEN)
     first = random(-(-positions // (2 * short)), min(len(start) + 1, short), "first tokens")
     if can_generate(subject) and fixed is None and short > first.shape[1]:
         new = short - first.shape[1]
         settings = {**PLAIN, **SAMPLING, "max_new_tokens": new, "min_new_tokens": new}
         seed = context.generator(f"{purpose}/written").initial_seed() >> 1
+
+        def write(chosen: slice) -> torch.Tensor:
+            return subject.generate(first[chosen], seed + chosen.start, **settings)
+
         try:
-            batches.append(subject.generate(first, seed, **settings))
-            return batches
-        except UsageError as error:
+            return [*drawn, (batches or Batches(context)).joined(len(first), write, f"{purpose}/written")]
+        except (UsageError, RuntimeError) as error:  # or weights that are not finite, which is said later
+            if out_of_memory(error):
+                raise
             context.log(f"The model cannot write the prompts that candidates are learnt from: {error}")
-    batches.append(random(len(first), short, "more"))
-    return batches
+    return [*drawn, random(len(first), short, "more")]
 
 
 def _padding(subject: Subject) -> int:
@@ -189,9 +196,11 @@ class TokenLikelihood:
                 ids = torch.cat([ids, alone])
                 activations = torch.cat([activations, self._projected(at_least_single(first[:, 0]))])
             self._first = Fit.of(matrix, ids, activations)
-            self._later = Fit.of(matrix, *self._flat(prompts, captured, slice(1, None), 0.75))
+            several = any(ids.shape[1] > 1 for ids in prompts)
+            later = self._flat(prompts, captured, slice(1, None), 0.75)
+            self._later = Fit.of(matrix, *later) if several else self._first
             self._weight = 0.0
-            if subject.head_width == width:
+            if several and subject.head_width == width:
                 self._weight = self._best_weight(prompts, captured)
 
     def _flat(
@@ -210,13 +219,14 @@ class TokenLikelihood:
         """The weight of the head's prediction that puts the right tokens first, of prompts that were not fitted on."""
         scores, priors, right = [], [], []
         for ids, activations in zip(prompts, captured, strict=True):
-            held_out = activations[-(len(ids) // 4) :][: TRIALS // ids.shape[1] + 1]
+            first = len(ids) - max(1, len(ids) // 4)
+            held_out = activations[first:][: TRIALS // ids.shape[1] + 1]
             prior = self._prior(held_out)
             if prior is None:
                 return 0.0
             scores.append(self._later.log_likelihoods(self._projected(held_out[:, 1:])).flatten(0, 1))
             priors.append(prior.flatten(0, 1))
-            right.append(ids[-(len(ids) // 4) :][: len(held_out), 1:].flatten())
+            right.append(ids[first:][: len(held_out), 1:].flatten())
         score, prior, token = torch.cat(scores), torch.cat(priors), torch.cat(right).to(scores[0].device)[:, None]
 
         def mean_rank(weight: float) -> float:
@@ -244,7 +254,7 @@ class TokenLikelihood:
         """
         end = len(activations) if end is None else end
         before = max(first - 1, 0)  # the prior at a position is read from the one before it
-        activations = at_least_single(activations[before:end]).to(self._first.mean.device)
+        activations = activations[before:end].to(self._first.mean)
         known = torch.isfinite(activations).all(-1)
         activations = torch.where(known[:, None], activations, 0)
         seen = self._projected(activations)[first - before :]
@@ -266,6 +276,6 @@ class TokenLikelihood:
     @torch.no_grad()
     def embeddings(self, activations: torch.Tensor) -> torch.Tensor:
         """The mean of the embedding given the activation, `[…, T, w]` → `[…, T, d]`."""
-        seen = self._projected(at_least_single(activations).to(self._first.mean.device))
+        seen = self._projected(activations.to(self._first.mean))
         first, later = self._first.embeddings(seen[..., :1, :]), self._later.embeddings(seen[..., 1:, :])
         return torch.cat([first, later], -2)

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import probekit
+from tests.analyses.recovering import few_samples
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -33,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "frequencies": __file__,
     },
     "jacobian-spectrum": {"sites": "block.0,block.1", "method": "matrix-free", "iterations": 4, "probes": 2},
-    "leakage-audit": {"sites": "block.1", "precisions": ["none", "int8"], "noise": [0.0, 2.0], "gradient_steps": 2},
+    "leakage-audit": {"sites": "block.1", "precisions": ["none", "int8"], "noise": [0.0, 2.0]},
     "null-space-walk": {
         "steps": 2,
         "walkers": 1,
@@ -80,6 +81,11 @@ def test_every_bundled_analysis_is_here() -> None:
         for analysis in record.analyses
     }
     assert bundled == set(OPTIONS) == set(BAD)
+
+
+@pytest.fixture(autouse=True)
+def little_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_samples(monkeypatch)
 
 
 @pytest.fixture(params=["loaded", "wrapped in training"])

@@ -11,6 +11,7 @@ import torch
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 import probekit
+from tests.analyses.recovering import few_samples
 
 FIT = 2
 WALK = {"steps": 3, "walkers": 3, "noise_draws": 2, "sites": "block.1"}
@@ -49,6 +50,7 @@ def test_its_figures_do_not_depend_on_how_many_rows_fit(
     name: str, tiny_gpt2: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin, options = OPTIONS[name]
+    few_samples(monkeypatch)
 
     def run(folder: str) -> probekit.Result:
         ids = [[4, 40, 41, 9], [7, 33, 12], [5, 6, 7, 8]]

@@ -70,9 +70,9 @@ def along_descent(
     """
     matrix = subject.embedding_matrix
     starts = distances.topk(min(STARTS, len(distances)), largest=False).indices
-    ids = torch.cat([prefix.expand(len(starts), -1), starts[:, None]], 1)
+    ids = torch.cat([prefix.expand(len(starts), -1), starts[:, None].to(prefix)], 1)
     before = at_least_single(subject.embed(ids))[:, :-1]
-    e = matrix[starts].clone().requires_grad_()
+    e = matrix[starts.to(matrix.device)].clone().requires_grad_()
     optimizer = torch.optim.Adam([e], lr=float(matrix.std()) / 4)
     halved_norms = matrix.square().sum(1) / 2
     try:
@@ -88,8 +88,11 @@ def along_descent(
             optimizer.step()
             with torch.no_grad():
                 nearness = e @ matrix.T - halved_norms
-                nearness[:, ~distances.isinf()] = -torch.inf
-                batch = nearness.topk(min(NEAR, int(distances.isinf().sum())), dim=1).indices.unique()
-            yield batch[distances[batch].isinf()]
+                untried = distances.isinf()
+                if not bool(untried.any()):
+                    return
+                nearness[:, ~untried.to(nearness.device)] = -torch.inf
+                batch = nearness.topk(min(NEAR, int(untried.sum())), dim=1).indices.unique().to(distances.device)
+            yield batch[untried[batch]]
     except (ModelError, UsageError):
         return

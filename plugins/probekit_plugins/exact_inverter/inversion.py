@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
+from math import floor
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: ExactInverterOptio
     samples = None
     for site in sites:
         targets = _targets(subject, prompts, site, options, context)
-        samples = samples or samples_to_learn_from(subject, targets, context)
+        samples = samples or samples_to_learn_from(subject, targets, context, batches)
         inverter = Inverter(subject, site, samples, options, context, batches)
         found = recovered(inverter, targets, context, site)
         result.metrics[f"{site}/arithmetic_error"] = inverter.error
@@ -71,11 +72,11 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: ExactInverterOptio
 
 
 def samples_to_learn_from(
-    subject: Subject, targets: Sequence[Target], context: Context
+    subject: Subject, targets: Sequence[Target], context: Context, batches: Batches | None = None
 ) -> Callable[[], Sequence[torch.Tensor]]:
     """A function that gives the prompts to learn from, drawn when it is first called: as long as the longest target."""
     length = max(len(target.known) for target in targets)
-    return cache(lambda: sampled_prompts(subject, length, context, "samples"))
+    return cache(lambda: sampled_prompts(subject, length, context, "samples", batches))
 
 
 def _targets(
@@ -199,6 +200,11 @@ def figures(prompts: Sequence[dict[str, Scalar]], positions: Sequence[dict[str, 
     }
 
 
+def _share(value: float) -> str:
+    """In per cent, and 100 % only if it is all."""
+    return f"{floor(1000 * value) / 10:g}%"
+
+
 def _finding(result: Result, sites: Sequence[str]) -> str:
     rows = result.tables["prompts"]
     count = len(rows) // len(sites)
@@ -208,19 +214,19 @@ def _finding(result: Result, sites: Sequence[str]) -> str:
     tried = mean(float(result.metrics[f"{site}/candidates_per_token"] or 0) for site in sites)
     if any(row["exact"] is None for row in rows):
         return (
-            f"{verified:.1%} of the tokens of {many} are recovered and verified ({where}), at {tried:.3g} candidates a "
-            "token."
+            f"{_share(verified)} of the tokens of {many} are recovered and verified ({where}), at {tried:.3g} "
+            "candidates a token."
         )
     exact = mean(float(bool(row["exact"])) for row in rows)
     wrong = sum(int(row["false_positives"] or 0) for row in rows)
     back = (
-        f"{exact:.0%} of the inversions give the whole prompt back exactly"
+        f"{_share(exact)} of the inversions give the whole prompt back exactly"
         if exact < 1
         else f"{many[0].upper()}{many[1:]} came back exactly"
     )
     return (
-        f"{back} ({where}), {verified:.1%} of all tokens verified, {wrong or 'none'} of them wrongly, at {tried:.3g} "
-        "candidates a token."
+        f"{back} ({where}), {_share(verified)} of all tokens verified, {wrong or 'none'} of them wrongly, "
+        f"at {tried:.3g} candidates a token."
     )
 
 

@@ -24,7 +24,7 @@ LOG_ODDS = 30.0
 # A token is verified without all others being tried if no rival is within so many times its bound.
 CLEAR = 4.0
 # Tokens that match as well, of which the nearest is looked for.
-TIES = 256
+TIES = 16
 
 
 class Status(StrEnum):
@@ -35,7 +35,7 @@ class Status(StrEnum):
     TIED = "tied"
     """It reproduces the activation, and so does another token."""
     MATCHING = "matching"
-    """It reproduces the activation, but rests on tokens that are not certain, or were not held against all others."""
+    """It reproduces the activation, but rests on tokens that are not certain, or others may as well."""
     NEAREST = "nearest"
     """It does not reproduce the activation, but is the nearest that was tried."""
     UNDETERMINED = "undetermined"
@@ -75,6 +75,10 @@ class Proof:
         self._bound = arithmetic + target.blur()
         self._norms = target.norms.clamp_min(1e-30)
         self._noisy = bool((target.sigma > 0).any())
+        self._under: dict[int, torch.Tensor] = {}  # the distances of the prompt with each of the tokens tied last
+        # Of ties: the position, and the distances from there on with each of the other tokens.
+        self._alternatives: list[tuple[int, torch.Tensor]] = []
+        self._ties_are_open = False  # there are ties whose tokens were not followed further
         self._distances = self._alone(search.ids)
         matches = (self._distances <= self._bound).tolist()
         # What no token gives, though later tokens match after it, is taken for damaged.
@@ -93,7 +97,7 @@ class Proof:
         certain = True
         for position in range(len(self._search.ids)):
             verdicts.append(self._verdict(position, certain))
-            certain &= verdicts[-1].status in (Status.VERIFIED, Status.TIED)
+            certain &= verdicts[-1].status in (Status.VERIFIED, Status.TIED) and not self._ties_are_open
         return verdicts
 
     def _verdict(self, position: int, certain: bool) -> Verdict:
@@ -109,10 +113,13 @@ class Proof:
         if verdict.distance > verdict.bound:
             verdict.status = Status.NEAREST
             return verdict
+        # Whichever of the tied tokens before it is the right one, this one has to match.
+        bound = float(self._bound[decides])
+        holds = all(float(under[:, decides - first].max()) <= bound for first, under in self._alternatives)
         alone = self._hold_against_rivals(verdict, position, decides)
         if verdict.ties:
             verdict.status = Status.TIED
-        elif certain and alone and (decides == position or not self._unknown_beside(position)):
+        elif certain and alone and holds and (decides == position or not self._unknown_beside(position)):
             verdict.status = Status.VERIFIED
         else:
             verdict.status = Status.MATCHING
@@ -137,11 +144,16 @@ class Proof:
             distances = self._distances_at(rivals, position, decides)
         left = rivals[~self._ruled_out(distances, decides)]
         if len(left) and not self._noisy:
-            left = self._not_ruled_out_later(left, position, decides)
-            left = self._settled(left, position, decides)
+            before = int(self._search.ids[position])
+            left = self._settled(left, distances, rivals, position, decides)
+            if before != int(self._search.ids[position]):  # what was found and is not the nearest is a rival now
+                swapped = rivals == self._search.ids[position]
+                rivals = torch.where(swapped, before, rivals)
+                distances = torch.where(swapped, self._under[before][decides], distances)
+        elif len(left):
+            self._ties_are_open = True
         verdict.ties = len(left)
         verdict.distance = float(self._distances[decides] / self._norms[decides])
-        distances = torch.where(rivals == self._search.ids[position], torch.inf, distances)
         verdict.rival = int(rivals[distances.argmin()])
         verdict.rival_distance = float(distances.min() / self._norms[decides])
         return len(rivals) == vocabulary - 1 or (decides == position and not self._is_close(distances, decides))
@@ -150,43 +162,39 @@ class Proof:
         """Whether a rival is so near that another one, which was not tried, may be within the bound."""
         return not bool(self._ruled_out(distances, at, CLEAR).all())
 
-    def _not_ruled_out_later(self, tokens: torch.Tensor, position: int, decides: int) -> torch.Tensor:
-        """Those of the tokens at a position that no later activation tells from what was found."""
-        evidence = self._search.evidence[: self._search.confirmed]
-        later = [place for place in range(decides + 1, len(evidence)) if evidence[place]]
-        if len(tokens) and later:
-            distances = self._distances_with(tokens, position, later[-1] + 1)
-            for place in later:
-                kept = ~self._ruled_out(distances[:, place - position], place)
-                tokens, distances = tokens[kept], distances[kept]
-        return tokens
-
-    def _settled(self, tied: torch.Tensor, position: int, decides: int) -> torch.Tensor:
+    def _settled(
+        self, tied: torch.Tensor, distances: torch.Tensor, rivals: torch.Tensor, position: int, decides: int
+    ) -> torch.Tensor:
         """Among tokens within the bound, take the nearest when each passes through the model alone, as the prompt did;
         the tokens that are left beside it. One that gives the activation bit for bit leaves none that does not.
         """
         ids = self._search.ids
-        if not len(tied):
-            return tied
-        distances = {int(ids[position]): self._distances}
+        tied = tied[torch.stack([distances[rivals == token][0] for token in tied]).argsort(stable=True)]
+        self._under = {int(ids[position]): self._distances}
         for token in tied.tolist()[:TIES]:
             changed = ids.clone()
             changed[position] = token
-            distances[token] = self._alone(changed)
-        nearest = min(distances, key=lambda token: float(distances[token][decides]))
+            self._under[token] = self._alone(changed)
+        nearest = min(self._under, key=lambda token: float(self._under[token][decides]))
         if nearest != int(ids[position]):
             self._search.compared.clear()  # what was tried came after another token
-        ids[position], self._distances = nearest, distances[nearest]
-        exact = float(self._distances[decides]) == 0 and len(tied) <= TIES
-        left = [token for token in distances if token != nearest and not (exact and float(distances[token][decides]))]
-        return torch.tensor([*left, *tied.tolist()[TIES:]], device=tied.device, dtype=tied.dtype)
+        ids[position], self._distances = nearest, self._under[nearest]
+        everything = len(tied) <= TIES
+        exact = float(self._distances[decides]) == 0 and everything
+        left = [
+            token for token in self._under if token != nearest and not (exact and float(self._under[token][decides]))
+        ]
+        others = torch.tensor([*left, *tied.tolist()[TIES:]], device=tied.device, dtype=tied.dtype)
+        if len(others):  # whichever is the right one, what comes after has to match
+            self._alternatives.append((position, self._distances_with(others, position, len(ids))))
+        return others
 
     def _all_but(self, token: torch.Tensor) -> torch.Tensor:
         everything = torch.arange(self._subject.vocabulary, device=token.device)
         return everything[everything != token]
 
     def _rivals(self, position: int, known: bool) -> torch.Tensor:
-        """Other tokens to compare with: half of them the likeliest, half those with the nearest embeddings."""
+        """Other tokens to compare with: the likeliest, those with the nearest embeddings, and what was tried before."""
         search, token, vocabulary = self._search, self._search.ids[position], self._subject.vocabulary
         count = vocabulary if self._options.rivals == "all" else self._options.rivals
         if not known and vocabulary <= self._options.combinations:
@@ -202,12 +210,16 @@ class Proof:
 
     @cached_property
     def _likely_and_near(self) -> torch.Tensor:
-        """For each position by turns the likeliest tokens and those with the nearest embeddings, `[T, 2 k]`."""
+        """For each position by turns the likeliest tokens, those with the nearest embeddings, and those with the closest
+        direction, which is all that a norm leaves of an embedding: `[T, 3 k]`.
+        """
         count = 1 if self._options.rivals == "all" else min(self._options.rivals + 1, self._subject.vocabulary)
-        ids = self._search.ids
-        likeliest = self._search.likeliest(count)
-        nearest = self._subject.decode(self._subject.embed(ids[None]), top_k=count, decoder="nearest")[0]
-        return torch.stack([likeliest, nearest.to(likeliest)], -1).flatten(1)
+        embeddings = self._subject.embed(self._search.ids[None])
+        near = [
+            self._subject.decode(embeddings, top_k=count, decoder=decoder)[0].to(self._search.ids)
+            for decoder in ("nearest", "cosine")
+        ]
+        return torch.stack([self._search.likeliest(count), *near], -1).flatten(1)
 
     def _distances_at(self, rivals: torch.Tensor, position: int, decides: int) -> torch.Tensor:
         """Distances with other tokens at a position from the activation that decides, `[K]`."""
@@ -231,7 +243,8 @@ class Proof:
             rows[:, 0] = tokens[chosen]
             return distance(continuation(rows), self._target.activations[position:end])
 
-        return self._batches.joined(len(tokens), of, f"{self._site}/rivals", ROWS)
+        most = max(1, 4 * ROWS // (end - position + 3))
+        return self._batches.joined(len(tokens), of, f"{self._site}/rivals", most)
 
     def _ruled_out(self, distances: torch.Tensor, at: int, times: float = 1.0) -> torch.Tensor:
         """Which rivals, by how far they are from the activation at a position, `[K]`, are not what it came from.
@@ -250,8 +263,10 @@ class Proof:
 
     def noise_survived(self, verdict: Verdict) -> float | None:
         """σ of noise, relative to the activation's root mean square, at which the nearest rival would be taken for the
-        token in one case of a thousand: `Δ / (2 · 3.09)` for a rival whose activation is Δ away.
+        token in one case of a thousand: `Δ / (2 · 3.09)` for a rival whose activation is Δ away from the token's own.
+        The given one may hold noise already, about perpendicular to that: `Δ² = ‖a_rival − a‖² − ‖O(x) − a‖²`.
         """
-        if verdict.rival_distance is None:
+        if verdict.rival_distance is None or verdict.distance is None:
             return None
-        return verdict.rival_distance * math.sqrt(self._target.activations.shape[-1]) / (2 * 3.09)
+        apart = math.sqrt(max(0.0, verdict.rival_distance**2 - verdict.distance**2))
+        return apart * math.sqrt(self._target.activations.shape[-1]) / (2 * 3.09)

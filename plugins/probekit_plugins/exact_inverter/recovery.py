@@ -71,7 +71,9 @@ class Inverter:
     def error(self) -> float:
         """How far an activation of the right tokens may be, relative to its norm, by arithmetic alone."""
         with self._timed():
-            measured = arithmetic_error(self._subject, self._site, self._samples())  # refuses what is not causal
+            measured = arithmetic_error(
+                self._subject, self._site, self._samples(), self._batches
+            )  # refuses what is not causal
         return self._options.tolerance or measured
 
     @contextmanager
@@ -144,7 +146,7 @@ def _reasons(search: Search, verdicts: Sequence[Verdict]) -> list[str]:
     """Why tokens were not found, less what the proof has settled."""
     return [
         reason
-        for position, reason in search.reasons.items()
+        for position, reason in search.reasons
         if not search.evidence[position] or verdicts[position].status != Status.VERIFIED
     ]
 

@@ -30,8 +30,6 @@ COMPARED = 64
 DISTINCT = 1.5
 # More unknown positions before a known one than this are not searched.
 UNKNOWN = 4
-# Likeliest tokens at a known position that are tried with each token at the unknown ones before it.
-ANCHORS = 8
 
 
 class Search:
@@ -62,9 +60,9 @@ class Search:
         self._noisy = bool((target.sigma > 0).any())
         self._lost = False  # noisy, and a token was taken that cannot be right
         self._exceeded = 1.0  # how many times the bound away tokens were that were taken though they do not match
-        self.ids = likelihood.likeliest(target.activations)[:, 0].to(subject.device)
-        self._chosen = [False] * len(self.ids)  # among candidates
         self.evidence = target.known.tolist()
+        self.ids = likelihood.likeliest(self._seen())[:, 0].to(subject.device)
+        self._chosen = [False] * len(self.ids)  # among candidates
         self.confirmed = 0
         self.done = not any(self.evidence)
         self.tried = [0] * len(self.ids)
@@ -72,15 +70,20 @@ class Search:
         self.computed = 0
         # position → other tokens that were tried there after the same tokens, and their distances
         self.compared: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.reasons: dict[int, str] = {}  # position → why it was not found
+        self.reasons: list[tuple[int, str]] = []  # a position, and why it was not found
 
     def scores(self, position: int) -> torch.Tensor:
         """How likely each token is at a position, `[V]`."""
-        return self._likelihood.scores(self._target.activations, position, position + 1)[0].to(self.ids.device)
+        return self._likelihood.scores(self._seen(), position, position + 1)[0].to(self.ids.device)
 
     def likeliest(self, count: int) -> torch.Tensor:
         """The likeliest tokens at each position, `[T, count]`."""
-        return self._likelihood.likeliest(self._target.activations, count).to(self.ids.device)
+        return self._likelihood.likeliest(self._seen(), count).to(self.ids.device)
+
+    def _seen(self) -> torch.Tensor:
+        """The activations that count, NaN at all other positions, `[T, w]`."""
+        counts = torch.tensor(self.evidence, device=self._target.known.device) & self._target.known
+        return torch.where(counts[:, None], self._target.activations, torch.nan)
 
     def verify(self, activations: torch.Tensor) -> None:
         """Go on from the activations `[T, w]` of `ids`: confirm what matches, and mend the first that does not.
@@ -89,15 +92,19 @@ class Search:
         """
         distances = distance(activations, self._target.activations)
         self.computed += len(self.ids)
+        mended = False
         for position in range(self.confirmed, len(self.ids)):
             if not self.evidence[position]:
                 continue
             if self._noisy and self.confirmed == position and not self._chosen[position]:
                 self._mend(position, math.inf)
+                mended = True
                 continue
+            if mended:  # the distances are those of other tokens before
+                return None
             if not self._chosen[position]:
                 self.tried[position] += 1
-            if float(distances[position]) <= self._reach(position):
+            if float(distances[position]) <= float(self._bound[position]):
                 self.confirmed = position + 1
             elif self.confirmed < position:
                 return self._bridge(self.confirmed, position)
@@ -108,15 +115,12 @@ class Search:
         self.done = True
         return None
 
-    def _reach(self, position: int) -> float:
-        """How far an activation may be from the given one while the search goes on."""
-        return float(self._bound[position]) * self._exceeded
-
     def _mend(self, position: int, guessed: float) -> None:
         """Find the token at a position with all tokens before it confirmed."""
-        tried = torch.full((self._subject.vocabulary,), math.inf, device=self.ids.device)
+        like = self._target.activations
+        tried = torch.full((self._subject.vocabulary,), math.inf, device=self.ids.device, dtype=like.dtype)
         tried[self.ids[position]] = guessed
-        wanted = self._target.activations[position]
+        wanted, bound = self._target.activations[position], float(self._bound[position])
         continuation = self._subject.continuation(self.ids[:position], self._site)
         self.computed += position
         descent = (self._subject, self._site, self.ids[:position], wanted, tried, self._options.gradient_steps)
@@ -130,20 +134,28 @@ class Search:
             self.tried[position] += len(ids)
             self.by_gradient[position] += len(ids) * by_gradient
             self.computed += len(ids)
-            compared = self.tried[position] >= min(COMPARED, len(tried))
-            if self._noisy and not compared:
+            if self._noisy and self.tried[position] < min(COMPARED, len(tried)):
                 continue
-            if self._lost or float(tried.min()) <= self._reach(position):
+            if self._lost or float(tried.min()) <= bound or self._stands_out(position, tried):
                 break
         self.ids[position] = tried.argmin()
         self._chosen[position] = True
         others = tried.isfinite()
         others[self.ids[position]] = False
         self.compared[position] = others.nonzero()[:, 0], tried[others]
-        if float(tried.min()) <= self._reach(position):
+        if float(tried.min()) <= bound:
             self.confirmed = position + 1
         else:
             self._give_way(position, tried)
+
+    def _stands_out(self, position: int, tried: torch.Tensor) -> bool:
+        """Whether the nearest token does not match, but is about as near as others that were taken, and far nearer than
+        the next.
+        """
+        nearest, second = _two_nearest(tried)
+        usual = nearest <= self._exceeded * float(self._bound[position]) and self._exceeded > 1
+        enough = int(tried.isfinite().sum()) >= min(self._options.proposals, len(tried))
+        return usual and enough and math.isfinite(second) and second > DISTINCT * nearest
 
     def _give_way(self, position: int, tried: torch.Tensor) -> None:
         """No token matches: take the nearest if it stands out, or if all are noisy, else count the position among those
@@ -153,16 +165,20 @@ class Search:
             self.confirmed = position + 1
             return
         norm = float(self._norms[position])
-        nearest, second = [*tried.topk(min(2, len(tried)), largest=False).values.tolist(), math.inf][:2]
+        nearest, second = _two_nearest(tried)
         everything = "no token of the vocabulary" if self._options.scan else "none of the tokens that were tried"
-        self.reasons[position] = (
-            f"At position {position}, {everything} gives the activation within {self._reach(position) / norm:.2g} of "
-            f"its norm; the nearest is {nearest / norm:.2g} away, the next {second / norm:.2g}."
+        bound = float(self._bound[position]) / norm
+        reason = (
+            f"At position {position}, {everything} gives the activation within {bound:.2g} of its norm; the "
+            f"nearest is {nearest / norm:.2g} away, the next {second / norm:.2g}."
         )
+        if not bool(self._target.activations[position].any()):
+            reason = f"At position {position} the activation is zero, which {everything} gives."
+        self.reasons.append((position, reason))
         if self._noisy:
             self._lost = True
             self.confirmed = position + 1
-        elif second > DISTINCT * nearest:
+        elif math.isfinite(second) and second > DISTINCT * nearest:
             self._exceeded = max(self._exceeded, DISTINCT * nearest / max(float(self._bound[position]), 1e-30))
             self.confirmed = position + 1
         else:
@@ -175,13 +191,14 @@ class Search:
         continuation = self._subject.continuation(self.ids[:first], self._site)
         self.computed += first
         tokens = torch.arange(self._subject.vocabulary, device=self.ids.device)
-        spent, reach = 0, self._reach(position)
-        anchors = self.scores(position).topk(min(ANCHORS, len(tokens))).indices
+        spent, bound = 0, float(self._bound[position])
+        many = max(1, min(len(tokens), self._options.combinations // len(tokens)))
+        anchors = self.scores(position).topk(many).indices
         for anchor in anchors if position - first <= UNKNOWN else []:
             row = torch.cat([self.ids[first:position], anchor[None]])
             # One unknown position at a time, the others as they are: twice where there are several.
             for changed in [*range(position - first)] * (1 if position - first == 1 else 2):
-                if spent + len(tokens) > self._options.combinations:
+                if spent + len(tokens) > max(self._options.combinations, len(tokens)):
                     break
                 rows = row.repeat(len(tokens), 1)
                 rows[:, changed] = tokens
@@ -193,7 +210,7 @@ class Search:
                 spent += len(rows)
                 self.computed += rows.numel()
                 row = rows[distances.argmin()]
-                if float(distances.min()) <= reach:
+                if float(distances.min()) <= bound:
                     self.ids[first : position + 1] = row
                     for found in range(first, position + 1):
                         self._chosen[found] = True
@@ -201,20 +218,29 @@ class Search:
                     self.confirmed = position + 1
                     return
         tried = f"none of {spent} combinations of tokens there gives" if spent else "no combination was tried for"
-        self.reasons[first] = (
+        reason = (
             f"The activations from position {first} to {position - 1} are unknown or match no token, and {tried} the "
             f"activation at {position}."
         )
+        self.reasons.append((first, reason))
         self._stop(first)
 
     def _stop(self, position: int) -> None:
         """Give up from a position on."""
-        self.reasons.setdefault(position, f"At position {position}, what matches alone does not in the whole prompt.")
+        if not any(place == position for place, _ in self.reasons):
+            self.reasons.append((position, f"At position {position}, what matches alone does not in the whole prompt."))
         self.evidence[position:] = [False] * (len(self.evidence) - position)
         self.done = True
 
 
 def distance(activations: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """`‖O(x)_t − a_t‖`, `[…, w]` → `[…]`."""
-    norms: torch.Tensor = (at_least_single(activations).to(wanted) - wanted).norm(dim=-1)
-    return norms
+    """`‖O(x)_t − a_t‖`, `[…, w]` → `[…]`: always finite."""
+    norms = (at_least_single(activations).to(wanted) - wanted).norm(dim=-1)
+    most = torch.finfo(norms.dtype).max
+    return torch.nan_to_num(norms, nan=most, posinf=most)
+
+
+def _two_nearest(tried: torch.Tensor) -> tuple[float, float]:
+    """The two least distances; infinite where there are none."""
+    nearest, second = [*tried.topk(min(2, len(tried)), largest=False).values.tolist(), math.inf][:2]
+    return nearest, second

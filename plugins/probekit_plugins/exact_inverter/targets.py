@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 # The norm of normal noise of w entries is below σ(√w + DEVIATIONS) but for one case in a thousand million.
 DEVIATIONS = 6.0
-# Half the distance of neighbouring numbers, relative to their size.
-HALF_ULP = {"bf16": 2.0**-9, "fp16": 2.0**-12}
-STORED = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Target:
 
 def captured(subject: Subject, prompt: Prompt, site: str, known: torch.Tensor) -> Target:
     """The activations of a prompt, which passes through the model alone."""
-    found = at_least_single(subject.capture(prompt.input_ids, [site])[site][0])
+    found = at_least_single(subject.capture(prompt.input_ids, [site])[site][0]).to(subject.device)
     subject.check_finite(found, f"The activation at {site}")
     zeros = found.new_zeros(len(found))
     return Target(found, known.to(found.device), zeros, zeros, prompt.input_ids[0].tolist())
@@ -63,22 +61,36 @@ def captured(subject: Subject, prompt: Prompt, site: str, known: torch.Tensor) -
 def blurred(target: Target, rounding: Rounding, noise: float, context: Context, label: str) -> Target:
     """The target after noise, `N(0, noise · rms(a_t))` on each entry, and then rounding.
 
-    int8 has one scale for each position: `max |a_t| / 127`.
+    int8 has one scale for each position: `max |a_t| / 127`. What is beyond a type's greatest number is unknown.
     """
     values = target.activations
     root_mean_square = values.square().mean(-1).sqrt()
     if noise:
         drawn = torch.randn(values.shape, generator=context.generator(label))
         values = values + noise * root_mean_square[:, None] * drawn.to(values)
-    bound = torch.zeros_like(target.rounding)
+    bound, known = torch.zeros_like(target.rounding), target.known
     if rounding == "int8":
         scale = (values.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-30)
         values = (values / scale).round() * scale
         bound = scale[:, 0] * math.sqrt(values.shape[-1]) / 2
     elif rounding != "none":
-        values = values.to(torch.bfloat16 if rounding == "bf16" else torch.float16).to(target.activations)
-        bound = HALF_ULP[rounding] * values.norm(dim=-1)
-    return replace(target, activations=values, rounding=target.rounding + bound, sigma=noise * root_mean_square)
+        bound = rounding_bound(values, STORED[rounding])
+        values = values.to(STORED[rounding]).to(target.activations)
+        known = known & values.isfinite().all(-1)
+        values = torch.where(known[:, None], values, 0)
+    return replace(
+        target, activations=values, known=known, rounding=target.rounding + bound, sigma=noise * root_mean_square
+    )
+
+
+def rounding_bound(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """How far rounding to a type of floating point may move rows `[T, w]`, in L2: half a unit in the last place of each
+    entry, which is at most half the type's epsilon relative to it, and half the least number there is.
+    """
+    kind = torch.finfo(dtype)
+    least = kind.smallest_normal * kind.eps / 2
+    bound: torch.Tensor = kind.eps / 2 * values.norm(dim=-1) / (1 - kind.eps / 2) + math.sqrt(values.shape[-1]) * least
+    return bound
 
 
 def from_file(subject: Subject, options: ExactInverterOptions, site: str, width: int) -> list[Target]:
@@ -113,17 +125,19 @@ def from_file(subject: Subject, options: ExactInverterOptions, site: str, width:
 
 def _stored(subject: Subject, values: torch.Tensor, what: str, options: ExactInverterOptions) -> Target:
     """One prompt of a file. What stands after its last known position is no part of it."""
-    known = torch.isfinite(values).all(-1)
+    known = torch.isfinite(values.float().norm(dim=-1))
     if not bool(known.any()):
-        raise UsageError(f"{what} holds NaN or infinity at every position, so that nothing is known.")
+        raise UsageError(
+            f"{what} holds NaN, infinity or more than fp32 can add up at every position, so that nothing is known."
+        )
     length = int(known.nonzero()[-1]) + 1
     if subject.context is not None and length > subject.context:
         raise UsageError(f"{what} has {length} positions, but the model's context is {subject.context}.")
     known = known[:length] & known_positions(length, options.positions)
-    found = at_least_single(torch.where(known[:, None], values[:length], 0)).to(subject.device)
+    found = torch.where(known[:, None], at_least_single(values[:length]), 0).to(subject.device)
     bound = found.new_zeros(length)
-    if values.dtype in STORED:
-        bound = HALF_ULP[STORED[values.dtype]] * found.norm(dim=-1)
+    if torch.finfo(values.dtype).bits < 32:
+        bound = rounding_bound(found, values.dtype)
     sigma = options.noise * found.square().mean(-1).sqrt()
     return Target(found, known.to(found.device), bound, sigma, None)
 

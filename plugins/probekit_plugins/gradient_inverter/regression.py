@@ -29,7 +29,7 @@ def expected_embeddings(
 
     def prompts() -> dict[str, torch.Tensor]:
         length = max(SHORTEST, 1 << (max(lengths) - 1).bit_length())
-        sampled = sampled_prompts(subject, length, context, "regression")
+        sampled = sampled_prompts(subject, length, context, "regression", batches)
         return {str(number): ids for number, ids in enumerate(sampled)}
 
     def expected() -> dict[str, torch.Tensor]:

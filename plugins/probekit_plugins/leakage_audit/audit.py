@@ -29,10 +29,10 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOption
         exact = [
             captured(subject, prompt, site, known_positions(prompt.input_ids.shape[1], "all")) for prompt in prompts
         ]
-        samples = samples or samples_to_learn_from(subject, exact, context)
+        samples = samples or samples_to_learn_from(subject, exact, context, batches)
         inverter = Inverter(subject, site, samples, options, context, batches)
         for precision, noise in product(options.precisions, options.noise):
-            label = f"{site}, {precision}, noise {noise:g}"
+            label = f"{site}, {precision}, noise {noise}"
             targets = [
                 # The same noise at every precision and size: conditions differ by nothing else.
                 blurred(target, precision, noise, context, f"noise/{number}/{site}")
@@ -52,7 +52,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOption
         result.seconds[f"{site}/learning"] = inverter.seconds
     result.finding = _finding(result.tables["conditions"], len(prompts))
     for row in result.tables["conditions"]:
-        where = f"{row['site']}/{row['precision']}/noise {row['noise']:g}"
+        where = f"{row['site']}/{row['precision']}/noise {row['noise']}"
         for name in ("token_accuracy", "verified_share", "false_positives", "candidates_per_token"):
             result.metrics[f"{where}/{name}"] = row[name]
     result.notes.append(

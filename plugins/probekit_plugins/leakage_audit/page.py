@@ -87,7 +87,7 @@ def _named(precision: str) -> str:
 
 
 def _milliseconds(result: Result, row: Row) -> float | None:
-    seconds = result.seconds.get(f"{row['site']}, {row['precision']}, noise {row['noise']:g}")
+    seconds = result.seconds.get(f"{row['site']}, {row['precision']}, noise {row['noise']}")
     return None if seconds is None else 1000 * seconds
 
 
