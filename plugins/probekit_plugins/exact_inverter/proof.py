@@ -210,8 +210,8 @@ class Proof:
 
     @cached_property
     def _likely_and_near(self) -> torch.Tensor:
-        """For each position by turns the likeliest tokens, those with the nearest embeddings, and those with the closest
-        direction, which is all that a norm leaves of an embedding: `[T, 3 k]`.
+        """For each position by turns the likeliest tokens, those with the nearest embeddings, and those with the
+        closest direction, which is all that a norm leaves of an embedding: `[T, 3 k]`.
         """
         count = 1 if self._options.rivals == "all" else min(self._options.rivals + 1, self._subject.vocabulary)
         embeddings = self._subject.embed(self._search.ids[None])
