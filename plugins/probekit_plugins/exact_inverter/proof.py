@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 LOG_ODDS = 30.0
 # A token is verified without all others being tried if no rival is within so many times its bound.
 CLEAR = 4.0
-# Tokens that match as well, of which the nearest is looked for.
-TIES = 16
+# Tokens that match as well, of which the nearest is looked for: a pass of the prompt for each.
+TIES = 256
+# Positions whose rivals are computed at once: fewer passes, but more tokens in each.
+TOGETHER = 4
 
 
 class Status(StrEnum):
@@ -178,13 +180,15 @@ class Proof:
         nearest = min(self._under, key=lambda token: float(self._under[token][decides]))
         if nearest != int(ids[position]):
             self._search.compared.clear()  # what was tried came after another token
+            self._held.clear()
         ids[position], self._distances = nearest, self._under[nearest]
-        everything = len(tied) <= TIES
+        everything = len(self._under) == len(tied) + 1
         exact = float(self._distances[decides]) == 0 and everything
         left = [
             token for token in self._under if token != nearest and not (exact and float(self._under[token][decides]))
         ]
-        others = torch.tensor([*left, *tied.tolist()[TIES:]], device=tied.device, dtype=tied.dtype)
+        left += [token for token in tied.tolist() if token not in self._under]
+        others = torch.tensor(left, device=tied.device, dtype=tied.dtype)
         if len(others):  # whichever is the right one, what comes after has to match
             self._alternatives.append((position, self._distances_with(others, position, len(ids))))
         return others
@@ -223,28 +227,58 @@ class Proof:
 
     def _distances_at(self, rivals: torch.Tensor, position: int, decides: int) -> torch.Tensor:
         """Distances with other tokens at a position from the activation that decides, `[K]`."""
-        tried, known = self._search.compared.get(position, (rivals[:0], None))
-        if decides > position or known is None:
+        if decides > position:
             return self._distances_with(rivals, position, decides + 1)[:, -1]
-        distances = torch.full((self._subject.vocabulary,), torch.inf, device=known.device, dtype=known.dtype)
-        distances[tried] = known
+        distances = torch.full_like(self._distances, torch.inf)[:1].repeat(self._subject.vocabulary)
+        for known in (self._search.compared.get(position), self._held.get(position)):
+            if known:
+                distances[known[0]] = known[1].to(distances)
         missing = rivals[distances[rivals].isinf()]
         if len(missing):
             distances[missing] = self._distances_with(missing, position, position + 1)[:, 0].to(distances)
         return distances[rivals]
 
+    @cached_property
+    def _held(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """For each position whose activation counts, rivals that were not tried yet and their distances.
+
+        Some positions at once: rows that begin with one prefix, each as found but for a rival in its place.
+        """
+        held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        search, settled = self._search, self._search.ids[: self._search.confirmed]
+        for first in range(0, len(settled), TOGETHER):
+            found = settled[first : first + TOGETHER]
+            rivals: list[tuple[int, torch.Tensor]] = []
+            for position in range(first, first + len(found)):
+                if search.evidence[position] and self._options.rivals != "all":
+                    tried = search.compared.get(position, (found[:0],))[0]
+                    wanted = self._rivals(position, known=True)
+                    rivals.append((position, wanted[~torch.isin(wanted, tried)]))
+            places = [position - first for position, tokens in rivals for _ in range(len(tokens))]
+            if not places:
+                continue
+            rows = found.repeat(len(places), 1)
+            column = torch.tensor(places, device=rows.device)[:, None]
+            rows.scatter_(1, column, torch.cat([tokens for _, tokens in rivals])[:, None])
+            distances = self._after(settled[:first], rows, first).gather(1, column)[:, 0]
+            parts = distances.split([len(tokens) for _, tokens in rivals])
+            held |= {position: (tokens, part) for (position, tokens), part in zip(rivals, parts, strict=True)}
+        return held
+
     def _distances_with(self, tokens: torch.Tensor, position: int, end: int) -> torch.Tensor:
         """Distances from the activations with other tokens at a position, those after it as found: `[K, end − t]`."""
         ids = self._search.ids
-        continuation = self._subject.continuation(ids[:position], self._site)
+        rows = ids[position:end].repeat(len(tokens), 1)
+        rows[:, 0] = tokens
+        return self._after(ids[:position], rows, position)
 
-        def of(chosen: slice) -> torch.Tensor:
-            rows = ids[position:end].repeat(len(tokens[chosen]), 1)
-            rows[:, 0] = tokens[chosen]
-            return distance(continuation(rows), self._target.activations[position:end])
-
-        most = max(1, 4 * ROWS // (end - position + 3))
-        return self._batches.joined(len(tokens), of, f"{self._site}/rivals", most)
+    def _after(self, prefix: torch.Tensor, rows: torch.Tensor, first: int) -> torch.Tensor:
+        """Distances of rows of tokens after a prefix, which stand at the positions from `first` on: `[K, m]`."""
+        continuation = self._subject.continuation(prefix, self._site)
+        wanted = self._target.activations[first : first + rows.shape[1]]
+        most = max(1, 4 * ROWS // (rows.shape[1] + 3))
+        where = f"{self._site}/rivals"
+        return self._batches.joined(len(rows), lambda part: distance(continuation(rows[part]), wanted), where, most)
 
     def _ruled_out(self, distances: torch.Tensor, at: int, times: float = 1.0) -> torch.Tensor:
         """Which rivals, by how far they are from the activation at a position, `[K]`, are not what it came from.
