@@ -157,6 +157,11 @@ def test_options_without_sense_are_refused(options: dict[str, Any]) -> None:
         LeakageAuditOptions(**options)
 
 
+def test_several_values_may_be_given_with_commas() -> None:
+    options = LeakageAuditOptions(precisions="none,int8", noise="0, 0.5")  # type: ignore[arg-type]
+    assert (options.precisions, options.noise) == (["none", "int8"], [0.0, 0.5])
+
+
 def test_a_single_value_may_be_given_without_a_list() -> None:
     options = LeakageAuditOptions(noise=0.5, precisions="bf16")  # type: ignore[arg-type]
     assert (options.noise, options.precisions) == ([0.5], ["bf16"])

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def _listed(value: object) -> object:
-    return [value] if isinstance(value, str | int | float) else value
+    """One value, or several as `none,int8`, as a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[]").split(",")]
+    return [value] if isinstance(value, int | float) else value
 
 
 class LeakageAuditOptions(SearchOptions):
