@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from probekit import AnalysisError, ModelError, UsageError, out_of_memory
+from probekit import AnalysisError, ModelError, UsageError
 from probekit_plugins.batches import Batches
 from probekit_plugins.precision import at_least_single
 from probekit_plugins.texts import beginning
@@ -66,7 +66,9 @@ def sampled_prompts(
     drawn = [random(-(-positions // (2 * length)), length, "random")]
     short = min(length, WRITTEN)
     first = random(-(-positions // (2 * short)), min(len(start) + 1, short), "first tokens")
-    if can_generate(subject) and fixed is None and short > first.shape[1]:
+    subject.check_finite(subject.embedding_matrix, "The token embedding")
+    writes = can_generate(subject) and fixed is None and short > first.shape[1]
+    if writes and bool(subject.capture(first[:1], ["logits"])["logits"].isfinite().all()):
         new = short - first.shape[1]
         settings = {**PLAIN, **SAMPLING, "max_new_tokens": new, "min_new_tokens": new}
         seed = context.generator(f"{purpose}/written").initial_seed() >> 1
@@ -76,9 +78,7 @@ def sampled_prompts(
 
         try:
             return [*drawn, (batches or Batches(context)).joined(len(first), write, f"{purpose}/written")]
-        except (UsageError, RuntimeError) as error:  # or weights that are not finite, which is said later
-            if out_of_memory(error):
-                raise
+        except UsageError as error:
             context.log(f"The model cannot write the prompts that candidates are learnt from: {error}")
     return [*drawn, random(len(first), short, "more")]
 
