@@ -76,7 +76,7 @@ class Proof:
         self._arithmetic = arithmetic
         self._bound = arithmetic + target.blur()
         self._norms = target.norms.clamp_min(1e-30)
-        self._noisy = bool((target.sigma > 0).any())
+        self._noisy = target.noisy
         self._under: dict[int, torch.Tensor] = {}  # the distances of the prompt with each of the tokens tied last
         # Of ties: the position, and the distances from there on with each of the other tokens.
         self._alternatives: list[tuple[int, torch.Tensor]] = []
@@ -180,7 +180,7 @@ class Proof:
         nearest = min(self._under, key=lambda token: float(self._under[token][decides]))
         if nearest != int(ids[position]):
             self._search.compared.clear()  # what was tried came after another token
-            self._held.clear()
+            self.__dict__["_held"] = {}  # so did these, and they need not be computed to be forgotten
         ids[position], self._distances = nearest, self._under[nearest]
         everything = len(self._under) == len(tied) + 1
         exact = float(self._distances[decides]) == 0 and everything

@@ -57,7 +57,7 @@ class Search:
         self._options, self._batches = options, batches
         self._likelihood, self._bound = likelihood, bound
         self._norms = target.norms.clamp_min(1e-30)
-        self._noisy = bool((target.sigma > 0).any())
+        self._noisy = target.noisy
         self._lost = False  # noisy, and a token was taken that cannot be right
         self._exceeded = 1.0  # how many times the bound away tokens were that were taken though they do not match
         self.evidence = target.known.tolist()

@@ -45,6 +45,11 @@ class Target:
         norms: torch.Tensor = self.activations.norm(dim=-1)
         return norms
 
+    @property
+    def noisy(self) -> bool:
+        """Whether there is noise at any position."""
+        return bool((self.sigma > 0).any())
+
     def blur(self) -> torch.Tensor:
         """A bound of `‖a_t − O(x)_t‖` for the right tokens by rounding and noise, `[T]`."""
         return self.rounding + self.sigma * (math.sqrt(self.activations.shape[-1]) + DEVIATIONS)
