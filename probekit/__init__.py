@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probekit.activations import ActivationBatch, ActivationDataset, Recording
     from probekit.analysis import (
+        ActivationAnalysis,
         Analysis,
         Context,
         JointReport,
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ActivationAnalysis": "analysis",
+    "ActivationBatch": "activations",
+    "ActivationDataset": "activations",
     "Analysis": "analysis",
     "AnalysisError": "errors",
     "Anatomy": "models.anatomy",
@@ -57,6 +62,7 @@ _HOME = {
     "ProbekitError": "errors",
     "Progress": "analysis",
     "Prompt": "analysis",
+    "Recording": "activations",
     "Result": "analysis",
     "Run": "runs",
     "RunConfig": "runs",
@@ -77,6 +83,9 @@ _HOME = {
 
 __all__ = [
     "DECODERS",
+    "ActivationAnalysis",
+    "ActivationBatch",
+    "ActivationDataset",
     "Analysis",
     "AnalysisError",
     "Anatomy",
@@ -96,6 +105,7 @@ __all__ = [
     "ProbekitError",
     "Progress",
     "Prompt",
+    "Recording",
     "Result",
     "Run",
     "RunConfig",

@@ -179,7 +179,10 @@ class Subject:
     def tokens(self, ids: Sequence[int] | torch.Tensor) -> list[str]:
         """The text of each token on its own, with its leading space; `<7>` without a tokenizer."""
         flat = ids.flatten().tolist() if isinstance(ids, torch.Tensor) else list(ids)
-        return token_strings(self.tokenizer, flat)
+        known = self._token_texts
+        new = [index for index in dict.fromkeys(flat) if index not in known]
+        known.update(zip(new, token_strings(self.tokenizer, new), strict=True))
+        return [known[index] for index in flat]
 
     def text(self, ids: Sequence[int] | torch.Tensor) -> str:
         """The text of a whole sequence."""
@@ -253,6 +256,15 @@ class Subject:
         """Raise UsageError as `check_ids` does for ids `[K, m]` after so many others."""
         self._check_known([int(ids.min()), int(ids.max())])
         self._check_length(before + ids.shape[1], "with its continuation")
+
+    def takes_padding(self, sites: Sequence[str]) -> bool:
+        """Whether `capture` takes prompts of unequal length in one batch for these sites, padded on the right."""
+        mask = torch.tensor([[1, 0]])
+        try:
+            self._padding.check(sites, mask, mask.shape)
+        except UsageError:
+            return False
+        return True
 
     def _checked_padding(
         self, sites: Sequence[str], attention_mask: torch.Tensor | None, shape: torch.Size | None
@@ -457,6 +469,11 @@ class Subject:
             )
         with torch.no_grad():
             return decoders.margins(self.decoder(decoder), self.embedding_matrix, progress)
+
+    @cached_property
+    def _token_texts(self) -> dict[int, str]:
+        """The texts of tokens that were asked for: said once, and one object however often they occur."""
+        return {}
 
     # --- checks ------------------------------------------------------------------------------------------------------
 

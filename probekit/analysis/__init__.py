@@ -4,6 +4,7 @@ into a page.
 Importing this imports neither torch nor transformers, so that plugins can be listed in a moment.
 """
 
+from probekit.analysis.activation import ActivationAnalysis
 from probekit.analysis.base import Analysis
 from probekit.analysis.context import Context, Listener, Loop, Progress
 from probekit.analysis.joint import JointReport
@@ -12,6 +13,7 @@ from probekit.analysis.prompt import Prompt
 from probekit.analysis.result import Result, TokenSequence
 
 __all__ = [
+    "ActivationAnalysis",
     "Analysis",
     "Context",
     "JointReport",

@@ -12,7 +12,7 @@ from probekit.forward.head import head_width, reads_the_last_block, unembed
 from probekit.forward.layer_map import LayerMap
 from probekit.forward.layout import Layout, measure_axes, probe_ids, vocabulary_size
 from probekit.forward.padding import Padding, padded
-from probekit.forward.sites import Site, expand_sites, find_site, site_names
+from probekit.forward.sites import Site, expand_expression, expand_sites, find_site, site_names
 from probekit.forward.substitution import close, reads_ids
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "capture",
     "close",
     "edited",
+    "expand_expression",
     "expand_sites",
     "find_site",
     "generate",

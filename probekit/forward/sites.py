@@ -7,7 +7,7 @@ options take several, a grammar: `blocks` is every block, `block.0:6:2` a slice 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,21 +98,32 @@ def expand_sites(model: nn.Module, anatomy: Anatomy, grammar: str) -> list[str]:
 
     Raises UsageError if a part of it names no site.
     """
+    count = len(anatomy.blocks)
+    return expand_expression(grammar, range(count), count, lambda part: find_site(model, anatomy, part).name)
+
+
+def expand_expression(grammar: str, blocks: Sequence[int], count: int, canonical: Callable[[str], str]) -> list[str]:
+    """What a site expression stands for, where `blocks` of a model's `count` are there.
+
+    `canonical` gives the name of a site that is named by itself, and raises UsageError if it is not there.
+    """
     names: list[str] = []
     for part in (part.strip() for part in grammar.split(",")):
         match = re.fullmatch(r"block\.(-?\d*):(-?\d*)(?::(-?\d*))?", part)
         if part in ("blocks", "every-block"):
-            names += [f"block.{index}" for index in range(len(anatomy.blocks))]
+            if not blocks:
+                canonical("block.0")
+            names += [f"block.{index}" for index in blocks]
         elif match:
             start, stop, step = (int(piece) if piece else None for piece in match.groups())
             if step == 0:
                 raise UsageError(f"'{part}' has a step of 0; expected block.START:STOP:STEP with a step other than 0.")
-            chosen = range(len(anatomy.blocks))[slice(start, stop, step)]
+            chosen = range(count)[slice(start, stop, step)]
             if not chosen:
-                raise UsageError(f"'{part}' is no block of a model with {len(anatomy.blocks)} blocks.")
-            names += [f"block.{index}" for index in chosen]
+                raise UsageError(f"'{part}' is no block of a model with {count} blocks.")
+            names += [canonical(f"block.{index}") for index in chosen]
         else:
-            names.append(find_site(model, anatomy, part).name)
+            names.append(canonical(part))
     return list(dict.fromkeys(names))
 
 

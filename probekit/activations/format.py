@@ -1,0 +1,43 @@
+"""What a recording is on disk, for the code that writes one and the code that reads one back.
+
+`recording.json` says what was asked for and of which model, `vocabulary.json` has the text of every token, each
+`shard-….safetensors` has rows of activations with their index, and `index.jsonl` has a line for each finished shard.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+SCHEMA = 1
+MANIFEST = "recording.json"
+VOCABULARY = "vocabulary.json"
+INDEX = "index.jsonl"
+
+# The tensors of a shard beside those of its sites, whose names have no slash.
+INPUT_IDS = "index/input_ids"
+PROMPTS = "index/prompts"
+POSITIONS = "index/positions"
+BATCHES = "index/batches"  # where each batch begins, and the number of rows at the end
+
+# bool, float8 and the like are not here: no activation is of them.
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32)
+}
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,243 @@
+"""Writing a recording: one pass over the prompts, shard by shard, which a later call goes on with where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+
+from probekit.activations.batching import BATCH_TOKENS, Numbered
+from probekit.activations.format import (
+    BATCHES,
+    DTYPES,
+    INDEX,
+    INPUT_IDS,
+    MANIFEST,
+    POSITIONS,
+    PROMPTS,
+    SCHEMA,
+    VOCABULARY,
+    shard_name,
+    write_whole,
+)
+from probekit.activations.live import LiveActivations
+from probekit.activations.recording import Recording
+from probekit.errors import AnalysisError, UsageError
+from probekit.subject import Subject
+
+SHARD_BYTES = 64 * 2**20
+
+Prompts = Callable[[], Iterable[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How activations are kept: their dtype (`auto` is the model's own), and the most bytes of them in one shard, which
+    are held in memory until it is written.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    shard_bytes: int = SHARD_BYTES
+    batch_tokens: int = BATCH_TOKENS
+
+
+def write(
+    subject: Subject,
+    prompts: Prompts,
+    sites: str,
+    path: Path,
+    *,
+    origin: Mapping[str, Any] | None = None,
+    storage: Storage | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Recording:
+    """Record the activations at these sites for all prompts into the folder `path`, or go on with it.
+
+    `prompts` gives the token ids of every prompt, each time that it is called: to check and count them, and then to
+    record. `origin` is kept in the manifest: what else decides the bits, such as the model spec and versions.
+    `progress` is told how many tokens are done, of how many.
+
+    What a killed process leaves is a recording without its last shards; called again with the same arguments, the rest
+    is added, and the recording is byte for byte that of an uninterrupted call. Raises UsageError if the folder holds
+    something else, or a recording of something else; for a prompt that the model does not take, before anything is
+    computed; and as `LiveActivations.batches` does.
+    """
+    storage = storage or Storage()
+    names = subject.expand_sites(sites)
+    counted = _count(subject, prompts)
+    live = LiveActivations(subject, prompts, counted["count"], storage.batch_tokens)
+    manifest = {
+        "schema": SCHEMA,
+        "model": dict(subject.facts),
+        "blocks": len(subject.anatomy.blocks),
+        "sites": _described(live, next(iter(prompts())), names, storage),
+        "prompts": counted,
+        "storage": asdict(storage),
+        "origin": dict(origin or {}),
+    }
+    manifest = _begin(path, manifest, subject)
+    _record(path, _Shards(subject, live, manifest), progress)
+    return Recording(path)
+
+
+def _count(subject: Subject, prompts: Prompts) -> dict[str, Any]:
+    """How many prompts and tokens there are, and the hash of them all; every prompt is checked."""
+    count, tokens, digest = 0, 0, hashlib.sha256()
+    for ids in prompts():
+        subject.check_ids(ids, f"number {count}")
+        digest.update(torch.tensor([len(ids), *ids]).numpy().tobytes())
+        count += 1
+        tokens += len(ids)
+    if count == 0:
+        raise UsageError("There are no prompts to record; give at least one.")
+    return {"count": count, "tokens": tokens, "sha256": digest.hexdigest()}
+
+
+def _described(
+    live: LiveActivations, prompt: Sequence[int], sites: Sequence[str], storage: Storage
+) -> dict[str, dict[str, Any]]:
+    """The shape of one token's activation at each site, and the dtype in which it is kept; from the first prompt."""
+    batch = live.batch([(0, prompt)], sites)
+    own = {site: str(batch[site].dtype).removeprefix("torch.") for site in sites}
+    for site, dtype in own.items():
+        if dtype not in DTYPES:
+            raise UsageError(f"The site '{site}' returns {dtype} figures, which are no activation; choose another.")
+    return {
+        site: {"shape": list(batch[site].shape[2:]), "dtype": own[site] if storage.dtype == "auto" else storage.dtype}
+        for site in sites
+    }
+
+
+def _begin(path: Path, manifest: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    """Make the folder, or find in it the beginning of this very recording; returns its manifest as it is there."""
+    try:
+        if (path / MANIFEST).is_file():
+            _check_same(path, manifest)
+            for temporary in path.glob(".*.tmp"):
+                temporary.unlink()
+            return Recording(path, unfinished=True).manifest
+        if path.exists() and any(entry.name != VOCABULARY and entry.suffix != ".tmp" for entry in path.iterdir()):
+            raise UsageError(f"The output directory '{path}' exists and is not empty; choose another, or remove it.")
+        path.mkdir(parents=True, exist_ok=True)
+        texts = subject.tokens(range(subject.vocabulary))
+        write_whole(path / VOCABULARY, (json.dumps(texts) + "\n").encode())
+        # Last: what has a manifest is a recording.
+        write_whole(path / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"The output '{path}' is not a directory that can be made; choose another.") from None
+    except OSError as error:
+        raise UsageError(f"The output directory '{path}' cannot be written: {error.strerror}.") from None
+    return manifest
+
+
+def _check_same(path: Path, manifest: dict[str, Any]) -> None:
+    found = Recording(path, unfinished=True).manifest
+    was, now = (dict(_flat({**each, "model": {**each["model"], "device": None}})) for each in (found, _plain(manifest)))
+    changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        more = f" ({len(changed)} differences in all)" if len(changed) > 1 else ""
+        raise UsageError(
+            f"The recording '{path}' was begun with another {key}: {was.get(key)!r} then, {now.get(key)!r} now{more}; "
+            "go on with it as it was begun, or choose another output."
+        )
+
+
+def _plain(document: Any) -> Any:
+    return json.loads(json.dumps(document))
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+class _Shards:
+    """The shards of a recording, in order: which prompts are in each, and its bytes."""
+
+    def __init__(self, subject: Subject, live: LiveActivations, manifest: Mapping[str, Any]) -> None:
+        self._subject = subject
+        self._live = live
+        self._manifest = manifest
+        self._sites: dict[str, dict[str, Any]] = manifest["sites"]
+        self.tokens: int = manifest["prompts"]["tokens"]
+
+    def __iter__(self) -> Iterator[list[list[Numbered]]]:
+        """Batches in groups that fill a shard, of one batch at least."""
+        shapes = (DTYPES[site["dtype"]].itemsize * torch.Size(site["shape"]).numel() for site in self._sites.values())
+        most = self._manifest["storage"]["shard_bytes"] // max(1, sum(shapes))
+        shard: list[list[Numbered]] = []
+        for batch in self._live.batches_of_prompts(list(self._sites)):
+            if shard and tokens_in([*shard, batch]) > most:
+                yield shard
+                shard = []
+            shard.append(batch)
+        if shard:
+            yield shard
+
+    def encode(self, shard: list[list[Numbered]]) -> bytes:
+        """A shard as the bytes of a safetensors file."""
+        rows: dict[str, list[torch.Tensor]] = {site: [] for site in self._sites}
+        index: dict[str, list[torch.Tensor]] = {INPUT_IDS: [], PROMPTS: [], POSITIONS: []}
+        starts = [0]
+        for numbered in shard:
+            batch = self._live.batch(numbered, list(self._sites))
+            for site in self._sites:
+                rows[site].append(self._kept(site, batch.rows(site)))
+            index[INPUT_IDS].append(batch.row_ids)
+            index[PROMPTS].append(batch.row_prompts)
+            index[POSITIONS].append(batch.positions)
+            starts.append(starts[-1] + len(batch.positions))
+        tensors = {name: torch.cat(parts) for name, parts in {**rows, **index}.items()}
+        tensors[BATCHES] = torch.tensor(starts)
+        known = {"schema": SCHEMA, "model": self._manifest["model"], "sites": self._sites}
+        return save(tensors, {"format": "pt", "probekit": json.dumps(known, sort_keys=True)})
+
+    def _kept(self, site: str, activations: torch.Tensor) -> torch.Tensor:
+        """Activations in the dtype of the recording. Raises AnalysisError if they are not finite, or too large."""
+        dtype = DTYPES[self._sites[site]["dtype"]]
+        kept = activations.to("cpu", dtype)
+        # A sum is finite only if every term is, and costs less than to look at each; it may overflow where none did.
+        if dtype.is_floating_point and not bool(kept.sum(dtype=torch.float64).isfinite()):
+            self._subject.check_finite(activations, f"The activation at '{site}'")
+            if not bool(kept.isfinite().all()):
+                raise AnalysisError(
+                    f"The activation at '{site}' reaches {activations.abs().max().item():.3g}, which is too large for "
+                    f"{self._sites[site]['dtype']}; record it as bfloat16 or float32 (--store)."
+                )
+        return kept
+
+
+def tokens_in(shard: Iterable[Sequence[Numbered]]) -> int:
+    return sum(len(ids) for batch in shard for _, ids in batch)
+
+
+def _record(path: Path, shards: _Shards, progress: Callable[[int, int], None]) -> None:
+    """Add the shards that are missing, each with its line in the index."""
+    recorded = Recording(path, unfinished=True).shards
+    lines = [json.dumps(line) for line in recorded]
+    write_whole(path / INDEX, "".join(f"{line}\n" for line in lines).encode())  # without a line that was torn
+    done = 0
+    for number, shard in enumerate(shards):
+        if number >= len(recorded):
+            content = shards.encode(shard)
+            write_whole(path / shard_name(number), content)
+            line = {
+                "shard": shard_name(number),
+                "prompts": sum(map(len, shard)),
+                "tokens": tokens_in(shard),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+            with (path / INDEX).open("ab", buffering=0) as index:
+                index.write(json.dumps(line).encode() + b"\n")
+        done += tokens_in(shard)
+        progress(done, shards.tokens)

@@ -1,0 +1,49 @@
+"""Analyses that only consume activations: all of a run share one pass over the prompts, live or from a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from probekit.analysis.base import Analysis, OptionsT
+from probekit.analysis.options import site_expressions
+from probekit.analysis.prompt import Prompt
+from probekit.analysis.result import Result
+
+if TYPE_CHECKING:
+    from probekit.activations import ActivationBatch
+    from probekit.subject import Subject
+
+
+class ActivationAnalysis(Analysis[OptionsT]):
+    """An analysis of activations alone: `update` gets them batch by batch, `finish` makes the result of them.
+
+    It keeps what it needs of them, sums rather than activations, so that there may be any number of prompts. It sees
+    neither the model nor the other analyses of the run, which get the same batches of the same forward passes, and runs
+    on a recording (`--activations`) as on a live model. Keep torch out of the module's top level: import it where it
+    is used.
+    """
+
+    def sites(self) -> str:
+        """The sites that are captured for it: those of its options of the type `Sites`, or every block."""
+        return ",".join(site_expressions(self.options)) or "blocks"
+
+    def update(self, batch: ActivationBatch) -> None:
+        """Take in the activations of some prompts, its own copy of them. Called once for each batch."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement update()")
+
+    def finish(self) -> Result:
+        """The result, after the last batch."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement finish()")
+
+    def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
+        """A pass over the prompts for this analysis alone."""
+        from probekit.activations import LiveActivations
+
+        source = LiveActivations(subject, lambda: [prompt.input_ids[0].tolist() for prompt in prompts], len(prompts))
+        sites = source.expand_sites(self.sites())
+        with self.context.progress("prompts", len(prompts)) as progress:
+            for batch in source.batches(sites):
+                self.update(batch.only(sites))
+                progress.step(len(batch.prompts))
+        return self.finish()
