@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from probekit.models.spec import ModelSpec
     from probekit.plugins import Plugins
     from probekit.report import Page, Token, TokenRow
-    from probekit.runs import Run, RunConfig, read_run, resume, run
+    from probekit.runs import Run, RunConfig, read_run, record, resume, run
     from probekit.runs.comparison import Comparison, compare
     from probekit.subject import DECODERS, Subject, load
 
@@ -77,6 +77,7 @@ _HOME = {
     "load": "subject",
     "out_of_memory": "errors",
     "read_run": "runs",
+    "record": "runs",
     "resume": "runs",
     "run": "runs",
 }
@@ -120,6 +121,7 @@ __all__ = [
     "load",
     "out_of_memory",
     "read_run",
+    "record",
     "resume",
     "run",
 ]

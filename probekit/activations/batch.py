@@ -31,10 +31,19 @@ class ActivationBatch:
         return list(self.activations)
 
     def __getitem__(self, site: str) -> torch.Tensor:
-        """The activation at a site, `[batch, sequence, width]`. Raises UsageError if it was not asked for."""
+        """The activation at a site, `[batch, sequence, width]`.
+
+        Raises UsageError if it was not asked for, or if there is not a vector for each token.
+        """
         if site not in self.activations:
             raise UsageError(f"The batch has no site '{site}'; it has: {', '.join(self.sites)}.")
-        return self.activations[site]
+        activation = self.activations[site]
+        if not fits(activation, self.input_ids):
+            raise UsageError(
+                f"The site '{site}' returns {list(activation.shape)} for prompts {list(self.input_ids.shape)}; expected "
+                "[batch, sequence, width], so choose a site with a vector for each token, such as a block."
+            )
+        return activation
 
     def rows(self, site: str) -> torch.Tensor:
         """The activations of the prompts' own tokens at a site, prompt after prompt: `[tokens, width]`."""
@@ -66,6 +75,11 @@ class ActivationBatch:
         copies = {site: self[site].clone() for site in sites}
         index = (self.input_ids.clone(), self.mask.clone(), self.prompts.clone())
         return ActivationBatch(copies, *index, self.token_texts)
+
+
+def fits(activation: torch.Tensor, input_ids: torch.Tensor) -> bool:
+    """Whether there is a vector, or more than one, for each token."""
+    return activation.dim() > 2 and activation.shape[:2] == input_ids.shape
 
 
 class ActivationSource(Protocol):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 
-from probekit.activations.batch import ActivationBatch
-from probekit.activations.batching import BATCH_TOKENS, Batching, Mix, Numbered
-from probekit.errors import UsageError, out_of_memory
+from probekit.activations.batch import ActivationBatch, fits
+from probekit.activations.batching import BATCH_BYTES, BATCH_TOKENS, Batching, Mix, Numbered
+from probekit.errors import out_of_memory
 from probekit.subject import Subject
 
 
@@ -22,11 +23,15 @@ class LiveActivations:
         prompts: Callable[[], Iterable[Sequence[int]]],
         prompt_count: int,
         batch_tokens: int = BATCH_TOKENS,
+        batch_bytes: int = BATCH_BYTES,
     ) -> None:
-        """`prompts` gives the token ids of every prompt, each time that it is called."""
+        """`prompts` gives the token ids of every prompt, each time that it is called. A batch has at most so many
+        tokens, padding counted, and about so many bytes of activations in fp32; one prompt at least.
+        """
         self._subject = subject
         self._prompts = prompts
         self._batch_tokens = batch_tokens
+        self._batch_bytes = batch_bytes
         self.prompt_count = prompt_count
 
     @property
@@ -38,15 +43,15 @@ class LiveActivations:
 
     def batches_of_prompts(self, sites: Sequence[str]) -> Iterator[list[Numbered]]:
         """The numbered prompts that go into one batch for these sites, batch after batch."""
-        return Batching(self._batch_tokens, self._mix(sites)).batches(self._prompts())
-
-    def _mix(self, sites: Sequence[str]) -> Mix:
-        if any("batch" not in self._subject.axes(site) for site in sites):
-            return "one prompt"
-        return "any" if self._subject.takes_padding(sites) else "one length"
+        axes = [self._subject.axes(site) for site in sites]
+        figures = sum(prod(axis for axis in names if isinstance(axis, int)) for names in axes)
+        tokens = min(self._batch_tokens, self._batch_bytes // (4 * max(1, figures)))
+        mix: Mix = "any" if self._subject.takes_padding(sites) else "one length"
+        if any("batch" not in names for names in axes):
+            mix = "one prompt"
+        return Batching(tokens, mix).batches(self._prompts())
 
     def batches(self, sites: Sequence[str]) -> Iterator[ActivationBatch]:
-        """Raises UsageError if the activation at a site is not one vector, or more, for each token."""
         for batch in self.batches_of_prompts(sites):
             yield self.batch(batch, sites)
 
@@ -56,13 +61,8 @@ class LiveActivations:
         ids, mask = self._subject.batch(prompts)
         shown = mask.bool()
         activations = self._captured(ids, shown, sites)
-        for site, activation in activations.items():
-            if activation.dim() < 3 or activation.shape[:2] != ids.shape:
-                raise UsageError(
-                    f"The site '{site}' returns {list(activation.shape)} for prompts {list(ids.shape)}; expected "
-                    "[batch, sequence, width], so choose a site with a vector for each token, such as a block."
-                )
-            if not bool(shown.all()):
+        for activation in activations.values():
+            if fits(activation, ids) and not bool(shown.all()):
                 hidden = ~shown.to(activation.device)
                 activation.masked_fill_(hidden.view(*hidden.shape, *[1] * (activation.dim() - 2)), 0)
         ids = ids.masked_fill(~shown, 0).cpu()

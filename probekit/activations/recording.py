@@ -79,6 +79,11 @@ class Recording:
         return int(self.manifest["prompts"]["tokens"])
 
     @property
+    def bytes(self) -> int:
+        """How large its shards are together."""
+        return sum((self.path / line["shard"]).stat().st_size for line in self.shards)
+
+    @property
     def complete(self) -> bool:
         """Whether it has been recorded to its end."""
         return self._tokens_there == self.tokens
@@ -178,6 +183,19 @@ class Recording:
                     "not what the recording's manifest and index say."
                 )
         return tensors
+
+    def first_prompts(self, count: int) -> list[list[str]]:
+        """The texts of the tokens of the first prompts, in the order in which they were given."""
+        found: dict[int, list[str]] = {}
+        wanted = min(count, self.prompt_count)
+        for batch in self.batches([]):
+            numbers = batch.prompts.tolist()
+            found.update(
+                (number, tokens) for number, tokens in zip(numbers, batch.tokens(), strict=True) if number < wanted
+            )
+            if len(found) == wanted:
+                break
+        return [found[number] for number in sorted(found)]
 
     def dataset(self, sites: str | Sequence[str] | None = None) -> ActivationDataset:
         """The rows as a torch dataset: `dataset[i]` is one token, `dataset[[4, 2]]` and `dataset[2:9]` several.

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -31,18 +31,18 @@ from probekit.activations.recording import Recording
 from probekit.errors import AnalysisError, UsageError
 from probekit.subject import Subject
 
-SHARD_BYTES = 64 * 2**20
+SHARD_BYTES = 128 * 2**20
 
 Prompts = Callable[[], Iterable[Sequence[int]]]
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How activations are kept: their dtype (`auto` is the model's own), and the most bytes of them in one shard, which
-    are held in memory until it is written.
+    """How activations are kept: their dtype (`auto` is the model's own), the most bytes of them in one shard, which are
+    held in memory until it is written, and the most tokens that are computed at once.
     """
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: str = "auto"
     shard_bytes: int = SHARD_BYTES
     batch_tokens: int = BATCH_TOKENS
 
@@ -71,7 +71,7 @@ def write(
     storage = storage or Storage()
     names = subject.expand_sites(sites)
     counted = _count(subject, prompts)
-    live = LiveActivations(subject, prompts, counted["count"], storage.batch_tokens)
+    live = LiveActivations(subject, prompts, counted["count"], storage.batch_tokens, storage.shard_bytes)
     manifest = {
         "schema": SCHEMA,
         "model": dict(subject.facts),
@@ -186,18 +186,21 @@ class _Shards:
 
     def encode(self, shard: list[list[Numbered]]) -> bytes:
         """A shard as the bytes of a safetensors file."""
-        rows: dict[str, list[torch.Tensor]] = {site: [] for site in self._sites}
-        index: dict[str, list[torch.Tensor]] = {INPUT_IDS: [], PROMPTS: [], POSITIONS: []}
+        size = tokens_in(shard)
+        tensors = {
+            site: torch.empty(size, *kept["shape"], dtype=DTYPES[kept["dtype"]]) for site, kept in self._sites.items()
+        }
+        tensors |= {name: torch.empty(size, dtype=torch.long) for name in (INPUT_IDS, PROMPTS, POSITIONS)}
         starts = [0]
         for numbered in shard:
             batch = self._live.batch(numbered, list(self._sites))
-            for site in self._sites:
-                rows[site].append(self._kept(site, batch.rows(site)))
-            index[INPUT_IDS].append(batch.row_ids)
-            index[PROMPTS].append(batch.row_prompts)
-            index[POSITIONS].append(batch.positions)
             starts.append(starts[-1] + len(batch.positions))
-        tensors = {name: torch.cat(parts) for name, parts in {**rows, **index}.items()}
+            rows = slice(starts[-2], starts[-1])
+            for site in self._sites:
+                tensors[site][rows] = self._kept(site, batch.rows(site))
+            tensors[INPUT_IDS][rows] = batch.row_ids
+            tensors[PROMPTS][rows] = batch.row_prompts
+            tensors[POSITIONS][rows] = batch.positions
         tensors[BATCHES] = torch.tensor(starts)
         known = {"schema": SCHEMA, "model": self._manifest["model"], "sites": self._sites}
         return save(tensors, {"format": "pt", "probekit": json.dumps(known, sort_keys=True)})

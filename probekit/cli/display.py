@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
 
 import click
 
@@ -61,9 +62,23 @@ class LiveBar:
         self._progress.console.print(text, markup=False, emoji=False, highlight=False)
 
 
-def keeping_output_clean(as_json: bool) -> AbstractContextManager[Any]:
-    """With JSON asked for, what a plugin prints while the block is open goes to standard error."""
-    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+@contextmanager
+def keeping_output_clean(as_json: bool) -> Iterator[None]:
+    """With JSON asked for, what is printed while the block is open goes to standard error: by Python, and by whatever
+    else writes to the process's standard output.
+    """
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

@@ -47,6 +47,12 @@ from probekit.runs.prompts import read_prompts
     default=None,
     help="Let the tokenizer add its special tokens.  [default: yes]",
 )
+@click.option(
+    "--activations",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A recording in place of the model and the prompts, for analyses of activations; see `probekit record`.",
+)
 @click.option("--seed", type=click.INT, help="Seed of everything random.  [default: 0]")
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Run directory to make.  [default: a new one in probekit-runs/]"
@@ -76,6 +82,12 @@ from probekit.runs.prompts import read_prompts
     metavar="SECONDS",
     help="How often the state of a long loop is saved.",
 )
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long an analysis may take; one that takes longer fails, and the others go on.  [default: any time]",
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and end.")
 @model_options
 def command(
@@ -86,6 +98,7 @@ def command(
     config: Path | None,
     resumed: Path | None,
     save_every: float,
+    time_limit: float | None,
     **given: Any,
 ) -> None:
     """Run analyses on a model and write a report.
@@ -98,7 +111,7 @@ def command(
         others = {"output": output, "config": config, "dry_run": dry_run, "compare_random": compare_random}
         _refuse_beside_resume({**values, **others, "block_plugins": None})
         with keeping_output_clean(as_json), display() as listener:
-            outcome = resume(resumed, _plugins_named(values), listener, save_every)
+            outcome = resume(resumed, _plugins_named(values), listener, save_every, time_limit)
         _end(outcome, as_json)
         return
     layers = [(str(config), read_config(config))] if config else []
@@ -114,7 +127,7 @@ def command(
         return
     with keeping_output_clean(as_json), display() as listener:
         carry_out = run_trained_and_random if compare_random else execute
-        outcome = carry_out(resolved, plugins, output, listener, sys.argv[1:], save_every)
+        outcome = carry_out(resolved, plugins, output, listener, sys.argv[1:], save_every, time_limit)
     _end(outcome, as_json)
 
 
@@ -151,11 +164,13 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         if options[name]:
             values[name] = list(options[name])
     prompts = list(options["prompts"])
-    input_ids = [_ids(text) for text in options["input_ids"]]
+    input_ids = [ids_of(text) for text in options["input_ids"]]
     if options["prompts_file"] is not None:
         read = read_prompts(options["prompts_file"])
         prompts += read["prompts"]
         input_ids += read["input_ids"]
+    if options["activations"] is not None:
+        values["activations"] = str(options["activations"])
     if prompts:
         values["prompts"] = prompts
     if input_ids:
@@ -172,7 +187,8 @@ def _pair(text: str) -> tuple[str, Any]:
     return key.strip(), option_value(value)
 
 
-def _ids(text: str) -> list[int]:
+def ids_of(text: str) -> list[int]:
+    """Token ids as `1,2,3`. Raises UsageError for anything else."""
     try:
         return [int(part) for part in text.strip().strip("[]").replace(",", " ").split()]
     except ValueError:

@@ -14,6 +14,7 @@ from probekit.forward.layout import Layout, measure_axes, probe_ids, vocabulary_
 from probekit.forward.padding import Padding, padded
 from probekit.forward.sites import Site, expand_expression, expand_sites, find_site, site_names
 from probekit.forward.substitution import close, reads_ids
+from probekit.forward.trace import Trace
 
 __all__ = [
     "Axes",
@@ -23,6 +24,7 @@ __all__ = [
     "Layout",
     "Padding",
     "Site",
+    "Trace",
     "capture",
     "close",
     "edited",

@@ -47,8 +47,7 @@ class Trace:
         self._training = {name: part.training for name, part in self._modules.items()}
         self._everywhere = {name: dict(getattr(everywhere, name)) for name in GLOBAL_HOOKS}
         self._weights = {name: _Weight(weight) for name, weight in model.named_parameters()}
-        self._kept = [name for name in model.state_dict(keep_vars=True) if name not in self._weights]
-        self._buffers = {name: _Weight(buffer) for name, buffer in model.named_buffers() if name in set(self._kept)}
+        self._buffers = {name: _Weight(buffer) for name, buffer in _saved_buffers(self._modules)}
         size = sum(weight.bytes for weight in (*self._weights.values(), *self._buffers.values()))
         self._whole = size <= READ_WHOLE
         self._sums = self._read()
@@ -157,6 +156,14 @@ class _Weight:
             return bits[chosen.to(bits.device)].cpu()
         rows = self._data.shape[0] if self._data.dim() > 1 else 1
         return bits.view(rows, -1).sum(1, dtype=torch.int64).cpu()
+
+
+def _saved_buffers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buffers that a checkpoint holds: others a forward pass may make anew, such as a rotary embedding's."""
+    for owner, part in modules.items():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and name not in part._non_persistent_buffers_set:
+                yield f"{owner}.{name}", buffer
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

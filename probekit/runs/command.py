@@ -10,12 +10,20 @@ from typing import Any
 from probekit.models.spec import ModelSpec
 from probekit.runs.config import Resolved, RunConfig
 
+# With more prompts than these a command is no longer one to read: the run's own configuration has them.
+PROMPTS_SAID = 50
+
 
 def command_line(resolved: Resolved) -> str:
     """`probekit run …` with every value that is not its default, quoted for a POSIX shell."""
     config = resolved.config
-    words = ["probekit", "run", "--model", config.model.name]
-    for name, field in ModelSpec.model_fields.items():
+    if len(config.prompts) + len(config.input_ids) > PROMPTS_SAID:
+        return "probekit run --config config.toml"
+    if config.activations is not None:
+        words = ["probekit", "run", "--activations", config.activations]
+    else:
+        words = ["probekit", "run", "--model", config.model.name]
+    for name, field in ModelSpec.model_fields.items() if config.activations is None else ():
         value = getattr(config.model, name)
         if name == "name" or value == field.default:
             continue

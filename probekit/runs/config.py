@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from probekit.analysis import Options, parse_options
+from probekit.analysis import ActivationAnalysis, Options, parse_options
 from probekit.errors import UsageError, nearest
 from probekit.models.spec import ModelSpec
 from probekit.plugins import Plugins
@@ -20,7 +20,8 @@ DEFAULT_PLUGIN = "gradient-inverter"
 DEFAULT_PROMPT = "The sky is blue."
 
 
-def _check_prompt(prompt: str) -> str:
+def check_prompt(prompt: str) -> str:
+    """The prompt. Raises UsageError if it is empty, or no valid Unicode."""
     if not prompt:
         raise UsageError("A prompt is empty; give one with at least one token.")
     try:
@@ -46,11 +47,12 @@ class RunConfig(BaseModel):
     model: Annotated[ModelSpec, BeforeValidator(_by_name)] = ModelSpec()
     plugins: list[str] = Field([DEFAULT_PLUGIN], min_length=1)
     options: dict[str, dict[str, Any]] = {}
-    prompts: list[Annotated[str, AfterValidator(_check_prompt)]] = []
+    prompts: list[Annotated[str, AfterValidator(check_prompt)]] = []
     input_ids: list[list[int]] = []
     special_tokens: bool = True
     seed: int = Field(0, ge=0, lt=2**63)
     block_plugins: list[str] = []
+    activations: str | None = None
 
     def to_toml(self) -> str:
         """TOML without the fields that are None, which TOML cannot say."""
@@ -100,11 +102,16 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -
         for key in {"prompts", "input_ids"} - set(layers[-1][1]):
             merged.pop(key, None)
             sources.pop(key, None)
-    if not merged.get("prompts") and not merged.get("input_ids"):
+    recorded = merged.get("activations")
+    if recorded is not None:
+        merged["model"] = _recorded_model(recorded, merged, sources)
+    elif not merged.get("prompts") and not merged.get("input_ids"):
         merged["prompts"] = [DEFAULT_PROMPT]
     names = list(dict.fromkeys(merged.get("plugins", [DEFAULT_PLUGIN])))
     merged["plugins"] = names
     found = {name: plugins.analysis(name) for name in names}
+    if recorded is not None:
+        _check_consumers(found, plugins)
     # Those that read the others' results come after them.
     analyses = dict(sorted(found.items(), key=lambda item: bool(item[1].consumes)))
     merged["options"] = {}
@@ -121,6 +128,34 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -
         for name, analysis in analyses.items()
     }
     return Resolved(config, analyses, options, sources)
+
+
+def _recorded_model(path: str, merged: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
+    """The model that a recording is of. Raises UsageError if another one is asked for beside it, or prompts are."""
+    from probekit.activations import Recording
+
+    for key in ("prompts", "input_ids"):
+        if merged.get(key):
+            raise UsageError(
+                f"The prompts of '{path}' are those that were recorded; leave out {key.replace('_', '-')} "
+                f"({sources[key]}), or --activations."
+            )
+    model = Recording(path).manifest["origin"].get("model", {"name": "a recorded model"})
+    given = ModelSpec.model_validate({**model, **merged.get("model", {})})
+    if given != ModelSpec.model_validate(model):
+        raise UsageError(f"'{path}' is a recording of '{model['name']}'; leave out what says which model, or how.")
+    return dict(model)
+
+
+def _check_consumers(found: Mapping[str, type[Any]], plugins: Plugins) -> None:
+    """Raise UsageError unless all of these consume activations alone."""
+    able = [name for name, analysis in plugins.analyses().items() if issubclass(analysis, ActivationAnalysis)]
+    for name, analysis in found.items():
+        if not issubclass(analysis, ActivationAnalysis):
+            raise UsageError(
+                f"'{name}' needs the model itself, which a recording does not have; leave out --activations, or choose "
+                f"an analysis of activations: {', '.join(able) or 'none is there'}."
+            )
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -96,6 +96,10 @@ class RunDirectory:
         if seconds or name in _parts(timings):
             self.write_json("timings.json", {**timings, "parts": parts})
 
+    def forget(self, name: str) -> None:
+        """Remove what one analysis has saved."""
+        shutil.rmtree(self.analysis(name), ignore_errors=True)
+
     @property
     def report(self) -> Path:
         return self.path / "report.html"

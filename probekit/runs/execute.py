@@ -3,68 +3,32 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shlex
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from probekit.analysis import Context, Listener, site_expressions
+from probekit.analysis import Listener, site_expressions
 from probekit.analysis.context import Silent
-from probekit.errors import ProbekitError, UsageError, out_of_memory
+from probekit.errors import UsageError
 from probekit.plugins import Plugins
-from probekit.runs.carry_out import carry_out, explain
-from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES, FileStore, StopFlag
+from probekit.runs.analyse import Analyses
+from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
 from probekit.runs.command import command_line
 from probekit.runs.config import Resolved, read_config, resolve
 from probekit.runs.directory import SCHEMA, RunDirectory, encode_json
 from probekit.runs.joint import compare_jointly
-from probekit.runs.out_of_memory import sentence as explain_memory
+from probekit.runs.loaded import Loaded, load
 from probekit.runs.outcome import Run
-from probekit.runs.prompts import encode_prompts
+from probekit.runs.recorder import Recorder
 from probekit.runs.render import render
-
-if TYPE_CHECKING:
-    from probekit.analysis import Prompt
-    from probekit.subject import Subject
+from probekit.runs.versions import versions
 
 DEFAULT_FOLDER = Path("probekit-runs")
-PACKAGES = (
-    "probekit",
-    "torch",
-    "transformers",
-    "accelerate",
-    "bitsandbytes",
-    "safetensors",
-    "tokenizers",
-    "pluggy",
-    "numpy",
-)
-
-
-class _Recorder:
-    """Passes progress on, and keeps messages in the run's events."""
-
-    def __init__(self, directory: RunDirectory, listener: Listener) -> None:
-        self._directory = directory
-        self._listener = listener
-
-    def progress(self, label: str, done: int, total: int, values: dict[str, float]) -> None:
-        self._listener.progress(label, done, total, values)
-
-    def message(self, text: str) -> None:
-        self._directory.append_event({"event": "message", "text": text})
-        self._listener.message(text)
-
-    def show(self, text: str) -> None:
-        """A message for now, not for the record."""
-        self._listener.message(text)
 
 
 def run(
@@ -77,29 +41,37 @@ def run(
     input_ids: Sequence[Sequence[int]] = (),
     seed: int = 0,
     special_tokens: bool = True,
+    activations: str | Path | None = None,
+    time_limit: float | None = None,
     manager: Plugins | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Run analyses on a model and write a run directory with a report, as `probekit run` does.
 
     `model` is a name or path, or a mapping of `ModelSpec` fields; `options` are those of the one analysis, or nested by
-    analysis. `output` must not exist; without it a folder below `probekit-runs/` is made. An analysis that fails is in
-    `failures`, and the others still run. Raises UsageError, PluginError or ModelError with one sentence.
+    analysis. `output` must not exist; without it a folder below `probekit-runs/` is made. `activations` names a
+    recording that takes the place of the model and the prompts, for analyses of activations. An analysis that fails, or
+    takes longer than `time_limit` seconds, is in `failures`, and the others still run. Raises UsageError, PluginError
+    or ModelError with one sentence.
     """
     values: dict[str, Any] = {
-        "model": os.fspath(model) if isinstance(model, os.PathLike) else model,
         "plugins": [plugins] if isinstance(plugins, str) else list(plugins),
         "options": dict(options or {}),
         "seed": seed,
         "special_tokens": special_tokens,
     }
+    if activations is not None:
+        values["activations"] = os.fspath(activations)
+    if activations is None or model != "demo":
+        values["model"] = os.fspath(model) if isinstance(model, os.PathLike) else model
     if prompts:
         values["prompts"] = [prompts] if isinstance(prompts, str) else list(prompts)
     if input_ids:
         values["input_ids"] = [list(ids) for ids in input_ids]
     manager = manager or Plugins()
     resolved = resolve([("python", values)], manager)
-    return execute(resolved, manager, None if output is None else Path(output), listener)
+    place = None if output is None else Path(output)
+    return execute(resolved, manager, place, listener, time_limit=time_limit)
 
 
 def execute(
@@ -109,6 +81,7 @@ def execute(
     listener: Listener | None = None,
     argv: Sequence[str] = (),
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
+    time_limit: float | None = None,
 ) -> Run:
     """Carry out a resolved configuration in a new run directory.
 
@@ -121,7 +94,8 @@ def execute(
         "command": command_line(resolved),
         "argv": list(argv),
         **resolved.document(),
-        "versions": _versions(plugins),
+        "versions": versions(plugins),
+        "broken_plugins": {record.name: record.error for record in plugins.records if record.status == "failed"},
         "analyses": {name: {"status": "waiting"} for name in resolved.analyses},
     }
     files = {
@@ -131,13 +105,13 @@ def execute(
         "run.json": encode_json(manifest),
     }
     directory = RunDirectory.create(output or default_output(resolved), files)
-    recorder = _Recorder(directory, listener or Silent())
+    recorder = Recorder(directory, listener or Silent())
     try:
         loaded = _load(directory, manifest, resolved, plugins, recorder)
     except BaseException:
         directory.discard()
         raise
-    return _analyse(directory, manifest, resolved, plugins, recorder, loaded, seconds_between_saves)
+    return _analyse(directory, manifest, resolved, plugins, recorder, loaded, seconds_between_saves, time_limit)
 
 
 def resume(
@@ -145,6 +119,7 @@ def resume(
     plugins: Plugins | None = None,
     listener: Listener | None = None,
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
+    time_limit: float | None = None,
 ) -> Run:
     """Go on with a run that was interrupted or killed, or try the failed analyses of one again.
 
@@ -159,7 +134,7 @@ def resume(
     values = read_config(path / "config.toml")
     plugins = plugins or Plugins(values.get("block_plugins", []))
     resolved = resolve([("config.toml", values)], plugins)
-    now = _versions(plugins)
+    now = versions(plugins)
     changed = [
         f"{name} ({was} then, {now.get(name)} now)"
         for name, was in manifest["versions"].items()
@@ -168,17 +143,15 @@ def resume(
     if changed:
         raise UsageError(f"The run '{path}' was begun with other packages: {', '.join(changed)}; start it anew.")
     directory.sweep()
-    recorder = _Recorder(directory, listener or Silent())
+    recorder = Recorder(directory, listener or Silent())
     loaded = _load(directory, manifest, resolved, plugins, recorder)
-    return _analyse(directory, manifest, resolved, plugins, recorder, loaded, seconds_between_saves)
+    return _analyse(directory, manifest, resolved, plugins, recorder, loaded, seconds_between_saves, time_limit)
 
 
 def _load(
-    directory: RunDirectory, manifest: dict[str, Any], resolved: Resolved, plugins: Plugins, recorder: _Recorder
-) -> tuple[Subject, list[Prompt]]:
-    """The model and the prompts, checked, and what is known of them written into the manifest."""
-    from probekit.subject import load_spec
-
+    directory: RunDirectory, manifest: dict[str, Any], resolved: Resolved, plugins: Plugins, recorder: Recorder
+) -> Loaded:
+    """What the analyses work on, checked, and what is known of it written into the manifest."""
     timings = directory.read_json("timings.json")
     if "load" in timings:
         timings.setdefault("resumed", []).append(_now())
@@ -186,19 +159,19 @@ def _load(
     for sentence in plugins.notify("probekit_run_started", directory=directory.path, configuration=configuration):
         recorder.message(sentence)
     began = time.perf_counter()
-    model = resolved.config.model
-    subject = load_spec(model, plugins)
-    prompts = encode_prompts(subject, resolved.config)
+    loaded = load(resolved.config, plugins)
     for options in resolved.options.values():
         for expression in site_expressions(options):
-            subject.expand_sites(expression)
+            loaded.source.expand_sites(expression)
     timings["load"] = timings.get("load", 0.0) + time.perf_counter() - began
-    if _without_placement(manifest.get("model", subject.facts)) != _without_placement(subject.facts):
-        raise UsageError(f"The model '{model.name}' is not the one that the run was begun with; start it anew.")
-    manifest["model"] = subject.facts
-    manifest["prompts"] = [{"text": prompt.text, "tokens": prompt.tokens} for prompt in prompts]
+    for what in ("model", "recording"):
+        was, now = manifest.get(what, loaded.facts.get(what)), loaded.facts.get(what)
+        if was is not None and _without_placement(was) != _without_placement(now or {}):
+            named = resolved.config.model.name if what == "model" else resolved.config.activations
+            raise UsageError(f"The {what} '{named}' is not the one that the run was begun with; start it anew.")
+    manifest.update(loaded.facts)
     directory.write_json("timings.json", timings)
-    return subject, prompts
+    return loaded
 
 
 def _without_placement(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,65 +187,24 @@ def _analyse(
     manifest: dict[str, Any],
     resolved: Resolved,
     plugins: Plugins,
-    recorder: _Recorder,
-    loaded: tuple[Subject, list[Prompt]],
+    recorder: Recorder,
+    loaded: Loaded,
     seconds_between_saves: float,
+    time_limit: float | None,
 ) -> Run:
     """Every analysis that is not done yet, then the report."""
-    subject, prompts = loaded
     manifest["status"] = "running"
-    outcome = Run(directory.path, manifest=manifest)
-    stop = StopFlag()
-    interrupted = False
-    with stop.on_interrupt(recorder.show):
-        for name, analysis in resolved.analyses.items():
-            store = FileStore(directory, name, stop, seconds_between_saves)
-            if (directory.analysis(name) / "DONE").is_file():
-                outcome.results[name] = directory.result(name)
-                manifest["analyses"][name] = {"status": "done"}
-                store.clear()
-                continue
-            directory.write_json("run.json", manifest)
-            began = time.perf_counter()
-            try:
-                outcome.results[name] = carry_out(
-                    analysis,
-                    resolved.options[name],
-                    subject,
-                    prompts,
-                    directory,
-                    Context(resolved.config.seed, name, recorder, store, outcome.results),
-                )
-                manifest["analyses"][name] = {"status": "done"}
-                store.clear()
-                (directory.analysis(name) / "traceback.txt").unlink(missing_ok=True)
-            except KeyboardInterrupt:
-                interrupted = True
-                manifest["analyses"][name] = {"status": "interrupted"}
-                break
-            except (Exception, SystemExit) as error:  # a plugin may call sys.exit()
-                if not isinstance(error, ProbekitError):
-                    trace = f"analyses/{name}/traceback.txt"
-                    directory.write(trace, traceback.format_exc().encode(errors="backslashreplace"))
-                    recorder.message(f"The traceback of {name} is in {trace}.")
-                if out_of_memory(error):
-                    sentence = explain_memory(error, subject, prompts, resolved.options[name])
-                else:
-                    sentence = explain(error)
-                outcome.failures[name] = sentence
-                manifest["analyses"][name] = {"status": "failed", "error": sentence}
-            finally:
-                timings = directory.read_json("timings.json")  # with what the analysis measured itself
-                timings["analyses"][name] = timings["analyses"].get(name, 0.0) + time.perf_counter() - began
-                directory.write_json("timings.json", timings)
+    analyses = Analyses(directory, manifest, resolved, recorder, loaded, seconds_between_saves, time_limit)
+    whole = analyses.carry_out()
+    outcome = analyses.outcome
     compare_jointly(directory, manifest, resolved.analyses, outcome)
-    outcome.status = "interrupted" if interrupted else "failed" if outcome.failures else "done"
+    outcome.status = "interrupted" if not whole else "failed" if outcome.failures else "done"
     manifest["status"] = outcome.status
     render(directory, manifest)
     directory.write_json("run.json", manifest)  # last: until here the run is marked unfinished, and can be resumed
     for sentence in plugins.notify("probekit_run_finished", directory=directory.path, status=outcome.status):
         recorder.message(sentence)
-    if interrupted:
+    if not whole:
         recorder.show(f"Interrupted; go on with: probekit run --resume {shlex.quote(str(directory.path))}")
         raise KeyboardInterrupt
     return outcome
@@ -288,13 +220,3 @@ def default_output(resolved: Resolved, ending: str = "") -> Path:
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{'+'.join(resolved.analyses)}-{model}{ending}"
     candidates = (DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}") for number in range(1, sys.maxsize))
     return next(candidate for candidate in candidates if not candidate.exists())
-
-
-def _versions(plugins: Plugins) -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in [*PACKAGES, *sorted({record.distribution for record in plugins.records if record.distribution})]:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    return versions

@@ -8,8 +8,8 @@ from typing import Any
 
 from probekit.analysis import JointReport, Result
 from probekit.report import Page
-from probekit.runs.carry_out import explain
 from probekit.runs.directory import RunDirectory
+from probekit.runs.keeping import explain
 from probekit.runs.outcome import Run
 
 JOINT_FILE = "joint.json"

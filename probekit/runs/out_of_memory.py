@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from probekit.errors import size
-from probekit.runs.carry_out import OUT_OF_MEMORY
+from probekit.runs.keeping import OUT_OF_MEMORY
 
 if TYPE_CHECKING:
     from probekit.analysis import Options, Prompt

@@ -10,6 +10,9 @@ from probekit.report import Document, Page, render_html, render_markdown
 from probekit.runs.directory import RunDirectory
 from probekit.runs.joint import JOINT_FILE
 
+# The first of a run's prompts, as many as a reader looks at.
+PROMPTS_SHOWN = 10
+
 
 def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> None:
     """Write `report.html` and `summary.md` from `run.json`, or the manifest that will be it, and the analyses' pages.
@@ -51,18 +54,25 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
     if model.get("source") == "plugin":
         weights = "made by a plugin"
     prompts = [prompt["text"] for prompt in manifest.get("prompts", [])]
+    count = manifest.get("prompt_count", len(prompts))
+    if count > PROMPTS_SHOWN:
+        prompts = [*prompts[: PROMPTS_SHOWN - 1], f"… and {count - PROMPTS_SHOWN + 1:,} more"]
     facts = [
         (
             "Model",
             f"{spec['name']} ({model.get('architecture', '?')}, {weights}, {model.get('parameters', 0):,} parameters)",
         ),
-        ("Prompt" if len(prompts) == 1 else f"{len(prompts)} prompts", " ⏐ ".join(prompts)),
+        ("Prompt" if count == 1 else f"{count:,} prompts", " ⏐ ".join(prompts)),
         ("Precision", ", ".join([model.get("dtype", "?"), *_quantised(model)])),
         ("Device", _devices(model.get("device", "?"))),
         ("Special tokens", "added by the tokenizer" if configuration["special_tokens"] else "not added"),
         ("Seed", str(configuration["seed"])),
         ("Status", manifest["status"]),
     ]
+    if recording := manifest.get("recording"):
+        facts.insert(1, ("Recording", f"{recording['path']} ({recording['tokens']:,} tokens)"))
+    if broken := manifest.get("broken_plugins"):
+        facts.append(("Plugins that did not load", "; ".join(f"{name}: it {error}" for name, error in broken.items())))
     provenance = [(f"model: {key}", _plain(value)) for key, value in model.items()]
     for name, options in configuration["options"].items():
         provenance += [(f"{name}: {key}", _plain(value)) for key, value in options.items()]

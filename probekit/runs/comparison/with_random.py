@@ -57,6 +57,8 @@ class TrainedAndRandom:
 
 def check_trained(resolved: Resolved) -> None:
     """Raise UsageError if the configuration asks for random weights: nothing would be compared."""
+    if resolved.config.activations is not None:
+        raise UsageError(f"{FLAG} loads the model twice, and a recording is of one; leave one of the two out.")
     if resolved.config.model.weights == "random":
         source = resolved.sources.get("model.weights", "configuration")
         raise UsageError(
@@ -72,6 +74,7 @@ def run_trained_and_random(
     listener: Listener | None = None,
     argv: Sequence[str] = (),
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
+    time_limit: float | None = None,
 ) -> TrainedAndRandom:
     """Carry out a configuration as it is in `output/trained`, with random weights in `output/random`, and compare them
     in `output/comparison.html`.
@@ -89,7 +92,8 @@ def run_trained_and_random(
     for name, configured in (("trained", resolved), ("random", _with_random_weights(resolved))):
         listener.message(f"With {name} weights")
         try:
-            outcomes.append(execute(configured, plugins, folder / name, listener, argv, seconds_between_saves))
+            place = folder / name
+            outcomes.append(execute(configured, plugins, place, listener, argv, seconds_between_saves, time_limit))
         except KeyboardInterrupt:
             for command in _left_to_do(resolved, folder):
                 listener.message(f"After that: {command}")

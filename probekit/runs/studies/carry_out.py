@@ -12,10 +12,10 @@ from probekit.analysis import Listener
 from probekit.analysis.context import Silent
 from probekit.errors import ProbekitError, UsageError
 from probekit.plugins import Plugins
-from probekit.runs.carry_out import explain
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
 from probekit.runs.directory import RunDirectory, encode_json
 from probekit.runs.execute import execute, resume
+from probekit.runs.keeping import explain
 from probekit.runs.outcome import Run, read_run
 from probekit.runs.studies.cells import Cell, expand, share
 from probekit.runs.studies.file import StudyFile, read_study

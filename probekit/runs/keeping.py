@@ -1,53 +1,51 @@
-"""One analysis of a run: computed, saved, and drawn from what was saved."""
+"""One analysis of a run: its result saved, and drawn from what was saved."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from probekit.analysis import Context, Options, Result
+from probekit.analysis import Result
 from probekit.errors import AnalysisError, ProbekitError, out_of_memory
 from probekit.report import Page
 from probekit.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from probekit.analysis import Analysis, Prompt
-    from probekit.subject import Subject
+    from probekit.analysis import Analysis
 
 
-def carry_out(
-    analysis: type[Analysis[Any]],
-    options: Options,
-    subject: Subject,
-    prompts: Sequence[Prompt],
-    directory: RunDirectory,
-    context: Context,
-) -> Result:
-    """Run one analysis, save its result, and draw its page from what was saved."""
-    import torch
+def save(analysis: Analysis[Any], result: object, directory: RunDirectory) -> Result:
+    """Save the result of an analysis, and give it back as it was read from disk.
 
+    Raises AnalysisError if it is no result, or holds a figure that is not finite.
+    """
     folder = f"analyses/{analysis.name}"
-    instance = analysis(options, context)
-    # A plugin may draw from the global generator: seeded for it, and the caller's given back.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(context.seed)
-        result = instance.run(subject, prompts)
     if not isinstance(result, Result):
         raise AnalysisError(f"The analysis returned a {type(result).__name__}; expected a probekit.Result.")
-    directory.write_json(f"{folder}/options.json", options.model_dump(mode="json"))
+    directory.write_json(f"{folder}/options.json", analysis.options.model_dump(mode="json"))
     for file, content in result.encode().items():
         directory.write(f"{folder}/{file}", content)
     directory.write_seconds(analysis.name, result.seconds)
-    saved = directory.result(analysis.name)
+    return directory.result(analysis.name)
+
+
+def draw(analysis: Analysis[Any], saved: Result) -> Page:
+    """The page of a saved result: its finding, and what the analysis draws."""
     page = Page(analysis.name)
     if saved.finding:
         page.finding(saved.finding)
-    instance.report(saved, page)
+    analysis.report(saved, page)
+    return page
+
+
+def finish_page(page: Page, saved: Result, lines_printed: int, directory: RunDirectory) -> None:
+    """Add the notes of a result to its page and save it: with this, the analysis is done."""
     for note in saved.notes:
         page.note(note)
-    directory.write_json(f"{folder}/page.json", page.to_json())
-    directory.write(f"{folder}/DONE", b"")
-    return saved
+    if lines_printed:
+        lines = "a line" if lines_printed == 1 else f"{lines_printed} lines"
+        page.note(f"While it computed, the analysis printed {lines}, kept in the run's events.jsonl.")
+    directory.write_json(f"analyses/{page.title}/page.json", page.to_json())
+    directory.write(f"analyses/{page.title}/DONE", b"")
 
 
 OUT_OF_MEMORY = (

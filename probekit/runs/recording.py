@@ -1,0 +1,93 @@
+"""Recording activations: a model and prompts, in one pass, into a folder that later analyses read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probekit.analysis import Listener
+from probekit.analysis.context import SECONDS_BETWEEN_UPDATES, Silent
+from probekit.errors import UsageError
+from probekit.models.spec import parse_spec
+from probekit.plugins import Plugins
+from probekit.runs.config import check_prompt
+from probekit.runs.prompts import prompts_in
+from probekit.runs.versions import versions
+
+if TYPE_CHECKING:
+    from probekit.activations import Recording
+
+STORES = ("auto", "float32", "bfloat16", "float16")
+
+
+def record(
+    model: str | os.PathLike[str] | Mapping[str, Any] = "demo",
+    prompts: str | os.PathLike[str] | Sequence[str] = (),
+    sites: str | Sequence[str] = "blocks",
+    output: str | os.PathLike[str] = "recording",
+    *,
+    input_ids: Sequence[Sequence[int]] = (),
+    special_tokens: bool = True,
+    store: str = "auto",
+    batch_tokens: int | None = None,
+    shard_bytes: int | None = None,
+    manager: Plugins | None = None,
+    listener: Listener | None = None,
+) -> Recording:
+    """Record the activations of a model at some sites for any number of prompts, as `probekit record` does.
+
+    `model` is a name or path, or a mapping of `ModelSpec` fields; `prompts` are texts, or the path of a file with one a
+    line (as `--prompts` takes it), which is read line by line. `store` is the dtype to keep activations in: `auto` is
+    the model's own, or float32, bfloat16, float16. `batch_tokens` bounds what is computed at once, `shard_bytes` the
+    size of one file, which is held in memory.
+
+    What was interrupted or killed is gone on with by the same call, and ends byte for byte the same; at most one shard
+    has to be computed again. A call for a finished recording returns it. Raises UsageError or ModelError with one
+    sentence, and for prompts before anything is computed.
+    """
+    from probekit.activations import BATCH_TOKENS, SHARD_BYTES, Storage, write
+    from probekit.subject import load_spec
+
+    if store not in STORES:
+        raise UsageError(f"Activations cannot be stored as {store!r}; expected one of: {', '.join(STORES)}.")
+    storage = Storage(store, shard_bytes or SHARD_BYTES, batch_tokens or BATCH_TOKENS)
+    manager = manager or Plugins()
+    listener = listener or Silent()
+    spec = parse_spec(**(dict(model) if isinstance(model, Mapping) else {"name": os.fspath(model)}))
+    if not isinstance(prompts, str | os.PathLike) and not prompts and not input_ids:
+        raise UsageError("There are no prompts to record; give at least one.")
+    subject = load_spec(spec, manager)
+
+    def ids() -> Iterator[Sequence[int]]:
+        for prompt in chain(_texts(prompts), input_ids):
+            if isinstance(prompt, str):
+                yield subject.encode(check_prompt(prompt), special_tokens)[0].tolist()
+            else:
+                yield prompt
+
+    shown = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        if done == total or time.monotonic() - shown >= SECONDS_BETWEEN_UPDATES:
+            shown = time.monotonic()
+            listener.progress("tokens", done, total, {})
+
+    origin = {
+        "model": spec.model_dump(mode="json", exclude_defaults=True) | {"name": spec.name},
+        "special_tokens": special_tokens,
+        "versions": versions(manager),
+    }
+    expression = sites if isinstance(sites, str) else ",".join(sites)
+    return write(subject, ids, expression, Path(output), origin=origin, storage=storage, progress=progress)
+
+
+def _texts(prompts: str | os.PathLike[str] | Sequence[str]) -> Iterator[str | Sequence[int]]:
+    if isinstance(prompts, str | os.PathLike):
+        yield from prompts_in(Path(prompts))
+    else:
+        yield from prompts
