@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import exact_recovery, layer_map_step, memory, placement, pseudo_inverse, restarts, walks
+from benchmarks import exact_recovery, layer_map_step, memory, placement, pseudo_inverse, recording, restarts, walks
 from benchmarks.machine import conditions
 from benchmarks.outcome import Outcome, Settings
 
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "memory": memory.run,
     "placement": placement.run,
     "exact-recovery": exact_recovery.run,
+    "recording": recording.run,
 }
 OUTPUT = Path("reports/output/bench/latest.json")
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import click
 
+    from probekit.runs import Run
+
 PROJECT = "probekit"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -48,13 +50,20 @@ def probekit_anatomy(model: Any) -> Mapping[str, str | int | None] | None:
 
 
 @hookspec
-def probekit_run_started(directory: Path, configuration: Mapping[str, Any]) -> None:
-    """A run begins: its directory exists and holds the resolved configuration; no model is loaded yet."""
+def probekit_run_started(directory: Path, configuration: Mapping[str, Any], resumed: bool) -> None:
+    """A run begins, or is `resumed`: its directory exists and holds the resolved configuration, no model is loaded yet.
+
+    `configuration` has the shape of a run's `config.toml` (`probekit.RunConfig`), with every option's value.
+    """
 
 
 @hookspec
-def probekit_run_finished(directory: Path, status: str) -> None:
-    """A run ended (`done`, `failed` or `interrupted`): its directory is whole, the report is drawn if there is one."""
+def probekit_run_finished(directory: Path, status: str, run: Run) -> None:
+    """A run ended: its directory is whole, the report is drawn.
+
+    `status` is `done`, `failed` or `interrupted`; or `abandoned`, where the model or the prompts could not be had: then
+    a new run's directory is removed after this. `run` is the `probekit.Run`: its results, its failures, its manifest.
+    """
 
 
 @hookspec

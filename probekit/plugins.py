@@ -61,7 +61,8 @@ class Plugins:
         try:
             plugin = point.load()
         except KeyboardInterrupt:
-            raise
+            named = f"The plugin '{point.name}' was being imported; --block-plugin {point.name} leaves it out."
+            raise KeyboardInterrupt(named) from None
         except BaseException as error:  # a plugin may even call sys.exit() at import
             self._fail(record, f"did not import: {_describe(error)}")
         else:

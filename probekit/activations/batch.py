@@ -40,8 +40,8 @@ class ActivationBatch:
         activation = self.activations[site]
         if not fits(activation, self.input_ids):
             raise UsageError(
-                f"The site '{site}' returns {list(activation.shape)} for prompts {list(self.input_ids.shape)}; expected "
-                "[batch, sequence, width], so choose a site with a vector for each token, such as a block."
+                f"The site '{site}' returns {list(activation.shape)} for prompts {list(self.input_ids.shape)}; choose "
+                "one with a vector for each token, [batch, sequence, width], such as a block."
             )
         return activation
 

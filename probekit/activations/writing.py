@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from probekit.activations.batching import BATCH_TOKENS, Numbered
 from probekit.activations.format import (
@@ -24,7 +24,7 @@ from probekit.activations.format import (
     SCHEMA,
     VOCABULARY,
     shard_name,
-    write_whole,
+    written_whole,
 )
 from probekit.activations.live import LiveActivations
 from probekit.activations.recording import Recording
@@ -126,14 +126,19 @@ def _begin(path: Path, manifest: dict[str, Any], subject: Subject) -> dict[str, 
             raise UsageError(f"The output directory '{path}' exists and is not empty; choose another, or remove it.")
         path.mkdir(parents=True, exist_ok=True)
         texts = subject.tokens(range(subject.vocabulary))
-        write_whole(path / VOCABULARY, (json.dumps(texts) + "\n").encode())
+        _write_text(path / VOCABULARY, json.dumps(texts) + "\n")
         # Last: what has a manifest is a recording.
-        write_whole(path / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
+        _write_text(path / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False) + "\n")
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"The output '{path}' is not a directory that can be made; choose another.") from None
     except OSError as error:
         raise UsageError(f"The output directory '{path}' cannot be written: {error.strerror}.") from None
     return manifest
+
+
+def _write_text(path: Path, text: str) -> None:
+    with written_whole(path) as place:
+        place.write_text(text, encoding="utf-8")
 
 
 def _check_same(path: Path, manifest: dict[str, Any]) -> None:
@@ -184,8 +189,8 @@ class _Shards:
         if shard:
             yield shard
 
-    def encode(self, shard: list[list[Numbered]]) -> bytes:
-        """A shard as the bytes of a safetensors file."""
+    def write(self, shard: list[list[Numbered]], place: Path) -> None:
+        """Compute a shard and write it as a safetensors file."""
         size = tokens_in(shard)
         tensors = {
             site: torch.empty(size, *kept["shape"], dtype=DTYPES[kept["dtype"]]) for site, kept in self._sites.items()
@@ -203,7 +208,7 @@ class _Shards:
             tensors[POSITIONS][rows] = batch.positions
         tensors[BATCHES] = torch.tensor(starts)
         known = {"schema": SCHEMA, "model": self._manifest["model"], "sites": self._sites}
-        return save(tensors, {"format": "pt", "probekit": json.dumps(known, sort_keys=True)})
+        save_file(tensors, place, {"format": "pt", "probekit": json.dumps(known, sort_keys=True)})
 
     def _kept(self, site: str, activations: torch.Tensor) -> torch.Tensor:
         """Activations in the dtype of the recording. Raises AnalysisError if they are not finite, or too large."""
@@ -228,18 +233,16 @@ def _record(path: Path, shards: _Shards, progress: Callable[[int, int], None]) -
     """Add the shards that are missing, each with its line in the index."""
     recorded = Recording(path, unfinished=True).shards
     lines = [json.dumps(line) for line in recorded]
-    write_whole(path / INDEX, "".join(f"{line}\n" for line in lines).encode())  # without a line that was torn
+    _write_text(path / INDEX, "".join(f"{line}\n" for line in lines))  # without a line that was torn
     done = 0
     for number, shard in enumerate(shards):
         if number >= len(recorded):
-            content = shards.encode(shard)
-            write_whole(path / shard_name(number), content)
-            line = {
-                "shard": shard_name(number),
-                "prompts": sum(map(len, shard)),
-                "tokens": tokens_in(shard),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
+            with written_whole(path / shard_name(number)) as place:
+                shards.write(shard, place)
+                with place.open("rb") as written:
+                    digest = hashlib.file_digest(written, "sha256").hexdigest()
+            size = {"prompts": sum(map(len, shard)), "tokens": tokens_in(shard)}
+            line = {"shard": shard_name(number), **size, "sha256": digest}
             with (path / INDEX).open("ab", buffering=0) as index:
                 index.write(json.dumps(line).encode() + b"\n")
         done += tokens_in(shard)

@@ -22,6 +22,7 @@ from probekit.runs.command import command_line
 from probekit.runs.config import Resolved, read_config, resolve
 from probekit.runs.directory import SCHEMA, RunDirectory, encode_json
 from probekit.runs.joint import compare_jointly
+from probekit.runs.keeping import explain
 from probekit.runs.loaded import Loaded, load
 from probekit.runs.outcome import Run
 from probekit.runs.recorder import Recorder
@@ -107,7 +108,7 @@ def execute(
     directory = RunDirectory.create(output or default_output(resolved), files)
     recorder = Recorder(directory, listener or Silent())
     try:
-        loaded = _load(directory, manifest, resolved, plugins, recorder)
+        loaded = _load(directory, manifest, resolved, plugins, recorder, resumed=False)
     except BaseException:
         directory.discard()
         raise
@@ -144,20 +145,39 @@ def resume(
         raise UsageError(f"The run '{path}' was begun with other packages: {', '.join(changed)}; start it anew.")
     directory.sweep()
     recorder = Recorder(directory, listener or Silent())
-    loaded = _load(directory, manifest, resolved, plugins, recorder)
+    loaded = _load(directory, manifest, resolved, plugins, recorder, resumed=True)
     return _analyse(directory, manifest, resolved, plugins, recorder, loaded, seconds_between_saves, time_limit)
 
 
 def _load(
-    directory: RunDirectory, manifest: dict[str, Any], resolved: Resolved, plugins: Plugins, recorder: Recorder
+    directory: RunDirectory,
+    manifest: dict[str, Any],
+    resolved: Resolved,
+    plugins: Plugins,
+    recorder: Recorder,
+    resumed: bool,
 ) -> Loaded:
-    """What the analyses work on, checked, and what is known of it written into the manifest."""
+    """What the analyses work on, and what is known of it written into the manifest; plugins are told that a run begins,
+    and that it came to nothing if it does.
+    """
+    place, configuration = directory.path, manifest["configuration"]
+    told = plugins.notify("probekit_run_started", directory=place, configuration=configuration, resumed=resumed)
+    for sentence in told:
+        recorder.message(sentence)
+    try:
+        return _checked(directory, manifest, resolved, plugins)
+    except BaseException as error:
+        run = Run(place, "abandoned", failures={"model": explain(error)}, manifest=manifest)
+        for sentence in plugins.notify("probekit_run_finished", directory=place, status=run.status, run=run):
+            recorder.show(sentence)
+        raise
+
+
+def _checked(directory: RunDirectory, manifest: dict[str, Any], resolved: Resolved, plugins: Plugins) -> Loaded:
+    """What the analyses work on, with the sites of their options, checked to be what the run was begun with."""
     timings = directory.read_json("timings.json")
     if "load" in timings:
         timings.setdefault("resumed", []).append(_now())
-    configuration = manifest["configuration"]
-    for sentence in plugins.notify("probekit_run_started", directory=directory.path, configuration=configuration):
-        recorder.message(sentence)
     began = time.perf_counter()
     loaded = load(resolved.config, plugins)
     for options in resolved.options.values():
@@ -202,7 +222,8 @@ def _analyse(
     manifest["status"] = outcome.status
     render(directory, manifest)
     directory.write_json("run.json", manifest)  # last: until here the run is marked unfinished, and can be resumed
-    for sentence in plugins.notify("probekit_run_finished", directory=directory.path, status=outcome.status):
+    place, status = directory.path, outcome.status
+    for sentence in plugins.notify("probekit_run_finished", directory=place, status=status, run=outcome):
         recorder.message(sentence)
     if not whole:
         recorder.show(f"Interrupted; go on with: probekit run --resume {shlex.quote(str(directory.path))}")
