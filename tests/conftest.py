@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from probekit.testing import fingerprint
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -106,73 +108,6 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-
-
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Everything of a model that an analysis must leave as it was, in a form that compares with `==`.
-
-    The hooks of every module, and of all modules, by identity; the modules and parameters themselves; training and
-    gradient flags; gradients; the bytes of every weight; and the bytes of the logits for fixed ids.
-    """
-    import hashlib
-
-    import torch
-    from torch.nn.modules import module as everywhere
-
-    def content(tensor: torch.Tensor) -> str:
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(flat.numpy().tobytes()).hexdigest()}"
-
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    found: dict[str, Any] = {
-        "hooks of every module": {
-            name: [list(getattr(everywhere, name))]
-            for name in dir(everywhere)
-            if name.startswith("_global_") and name.endswith("_hooks")
-        },
-        "hooks": {
-            (name, kind): [(key, id(hook)) for key, hook in getattr(part, kind).items()]
-            for name, part in modules.items()
-            for kind in HOOKS
-        },
-        "forward methods": {
-            name: id(vars(part)["forward"]) for name, part in modules.items() if "forward" in vars(part)
-        },
-        "modules": {name: (id(part), type(part)) for name, part in modules.items()},
-        "parameters": {name: id(part) for name, part in parameters.items()},
-        "training": {name: part.training for name, part in modules.items()},
-        "requires_grad": {name: part.requires_grad for name, part in parameters.items()},
-        "gradients": {name: None if part.grad is None else content(part.grad) for name, part in parameters.items()},
-        "weights": {name: content(tensor) for name, tensor in model.state_dict().items() if hasattr(tensor, "dtype")},
-    }
-    training = [part for part in modules.values() if part.training]
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
-    ids = torch.arange(5)[None] * 7 % vocabulary
-    try:
-        for part in training:
-            part.training = False  # dropout would make the logits differ by themselves
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
-    finally:
-        for part in training:
-            part.training = True
-    found["logits"] = content(logits)
-    return found
 
 
 @pytest.fixture(name="fingerprint")

@@ -16,3 +16,7 @@ class Prompt:
     text: str
     input_ids: torch.Tensor
     tokens: list[str]
+
+    def copy(self) -> Prompt:
+        """The same prompt, with ids of its own."""
+        return Prompt(self.text, self.input_ids.clone(), list(self.tokens))

@@ -16,7 +16,8 @@ INTERRUPTED = 130
 COMMANDS = {
     "compare": ("compare", "Compare runs on one page."),
     "models": ("models", "Show where a model keeps its parts."),
-    "plugins": ("plugins", "List the plugins, or show one with its options."),
+    "plugins": ("plugins", "List the plugins, show or check one, or begin your own."),
+    "record": ("record", "Record activations, to analyse them later."),
     "report": ("report", "Draw the report of a run again."),
     "run": ("run", "Run analyses on a model and write a report."),
     "study": ("study", "Carry out a study: many runs, and what they should show."),
@@ -63,7 +64,14 @@ def _plugin_command(name: str) -> click.Command | None:
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="probekit", message="probekit %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda *given: importlib.import_module("probekit.cli.version").print_version(*given),
+    help="Show the version, and those of plugins of others, and exit.",
+)
 def cli() -> None:
     """What does layer k of a language model still know about its input, and which other inputs does it take for the
     same?
@@ -84,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ProbekitError as error:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted.", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        click.echo(f"Interrupted. {error.__cause__ or error}".strip(), err=True)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

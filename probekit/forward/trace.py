@@ -103,6 +103,9 @@ class Trace:
             self._modules[name].training = self._training[name]
         if changed:
             yield f"the training mode of {_few(changed)}"
+        hooked = [name for name, weight in self._weights.items() if weight.put_back_hooks()]
+        if hooked:
+            yield f"hooks on gradients of {_few(hooked)}"
         flagged = [name for name, weight in self._weights.items() if weight.put_back_flag()]
         if flagged:
             yield f"requires_grad of {_few(flagged)}"
@@ -125,6 +128,7 @@ class _Weight:
         self._data = tensor.data
         self._requires_grad = tensor.requires_grad
         self._gradient = tensor.grad
+        self._hooks = dict(tensor._backward_hooks or {})
         self.bytes = 0 if tensor.is_meta else tensor.numel() * tensor.element_size()
 
     def put_back_storage(self) -> bool:
@@ -139,6 +143,11 @@ class _Weight:
         changed = self._tensor.requires_grad != self._requires_grad
         self._tensor.requires_grad_(self._requires_grad)
         return changed
+
+    def put_back_hooks(self) -> bool:
+        """Whether hooks on its gradient were not as they were."""
+        now = self._tensor._backward_hooks
+        return now is not None and _restored(now, self._hooks)
 
     def put_back_gradient(self) -> bool:
         changed = self._tensor.grad is not self._gradient

@@ -25,6 +25,9 @@ from probekit.runs.out_of_memory import sentence as explain_memory
 from probekit.runs.outcome import Run
 from probekit.runs.recorder import Recorder
 
+# What an analysis could put something else in place of, beside what is on the model.
+PARTS = ("model", "tokenizer", "anatomy", "facts")
+
 
 class Analyses:
     """The analyses of one run, and what becomes of each."""
@@ -88,7 +91,7 @@ class Analyses:
         try:
             with self._without_trace([member]), self._judged(member):
                 with member.containment.within():
-                    result = member.analysis.run(subject, self._loaded.prompts)
+                    result = member.analysis.run(subject, [prompt.copy() for prompt in self._loaded.prompts])
                 self._keep(member, result)
         finally:
             self._clock([member])
@@ -216,10 +219,13 @@ class Analyses:
             return
         from probekit.forward import Trace
 
-        trace = Trace(self._loaded.subject.model)
+        subject = self._loaded.subject
+        trace, parts = Trace(subject.model), {name: getattr(subject, name) for name in PARTS}
         try:
             yield
         finally:
+            for name, part in parts.items():
+                setattr(subject, name, part)
             found, whole = trace.put_back()
             if found:
                 self._blame(members, found, whole)

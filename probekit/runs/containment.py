@@ -1,16 +1,19 @@
 """What a plugin may do while it computes: within its time, with random numbers of its own, without a voice on stdout.
 
-What an analysis prints is kept in the run's events; one that takes longer than it was given ends with a sentence.
+What an analysis prints is kept in the run's events, one that takes longer than it was given ends with a sentence, and
+settings of the whole process that it changes are given back.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +49,7 @@ class Containment:
         began = time.perf_counter()
         left = None if self._given is None else max(self._given - self.seconds, 1e-3)
         try:
-            with self._random.drawn(), redirect_stdout(self._printed), _ringing(left):
+            with self._random.drawn(), _settings_kept(), redirect_stdout(self._printed), _ringing(left):
                 yield
         except TimeIsUpError:
             raise AnalysisError(
@@ -110,6 +113,25 @@ class _Random:
                 yield
             finally:
                 self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """What holds for the whole process, and what others rely on, as it was before: the folder, and torch's defaults."""
+    import torch
+
+    folder = Path.cwd()
+    gradients, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def limits_time() -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,8 +114,16 @@ def test_every_broken_plugin_is_listed_with_its_error_beside_the_good_ones(
     assert ended.code == 0
     for name in BROKEN:
         assert f"\n{name}  [{name}-plugin 1.0]  failed: " in ended.out
-    for name in ("gradient-inverter", "pseudo-inverse", "size"):
-        assert f"{name}  [" in ended.out
+        assert (
+            f"\n    Leave it out with --block-plugin {name}, or uninstall it: pip uninstall {name}-plugin\n"
+            in ended.out
+        )
+    for name in ("gradient-inverter", "pseudo-inverse"):
+        assert f"{name}  [probekit 0.1.0]\n" in ended.out
+    assert (
+        "\nwhole  [whole-plugin 1.0]\n    size: Counts the model's parameters.\n    hooks: probekit_analyses, "
+        in ended.out
+    )
     listed = {entry["plugin"]: entry for entry in json.loads(probekit_cli("plugins", "list", "--json").out)}
     assert {name for name, entry in listed.items() if entry["status"] == "failed"} == set(BROKEN)
     assert "no_such_module_anywhere" in listed["fails-to-import"]["error"]
@@ -166,6 +176,7 @@ def test_a_blocked_plugin_is_listed_as_blocked_and_cannot_be_asked_for(
     out = probekit_cli("plugins", *option).out
     assert "pseudo-inverse  [probekit 0.1.0]  blocked\n" in out
     assert "gradient-inverter  [probekit 0.1.0]\n" in out
+    assert "It is blocked by --block-plugin or by PROBEKIT_BLOCK_PLUGINS" in out
     for command in (["plugins", *option, "show", "pseudo-inverse"], ["run", "--plugin", "pseudo-inverse", *option]):
         ended = probekit_cli(*command)
         assert ended.code == 2
@@ -183,6 +194,43 @@ def test_a_blocked_plugin_stays_blocked_when_the_run_is_repeated(
     assert not (tmp_path / "stopped").exists()
     assert probekit_cli(*run, "--block-plugin", "broken-loader", "--output", tmp_path / "a").code == 0
     assert probekit_cli("run", "--config", tmp_path / "a" / "config.toml", "--output", tmp_path / "b").code == 0
+
+
+def test_a_listing_on_a_terminal_is_folded_and_marks_what_is_broken(
+    probekit_cli: Any, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "70")
+    shown = probekit_cli("plugins").out
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "\x1b[31mfailed\x1b[0m" in shown
+    assert max(map(len, plain.splitlines())) <= 70
+    assert "fails-to-import  [fails-to-import-plugin 1.0]  failed:\n    did not import: ModuleNotFoundError" in plain
+
+
+# --- the version -----------------------------------------------------------------------------------------------------
+
+
+def test_the_version_names_the_plugins_of_others_without_importing_them(
+    probekit_cli: Any, broken: Path, install_plugin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "-plugin" not in probekit_cli("--version", "--help").out.splitlines()[0]
+    install_plugin("whole", WHOLE)
+    monkeypatch.setenv("PROBEKIT_BLOCK_PLUGINS", "whole, pseudo-inverse")
+    ended = probekit_cli("--version")
+    assert (ended.code, ended.err) == (0, "")
+    first, *others = ended.out.splitlines()
+    assert first == "probekit 0.1.0"
+    assert others == sorted([*(f"{name}-plugin 1.0: {name}" for name in BROKEN), "whole-plugin 1.0: whole (blocked)"])
+    assert not any(name.startswith("plugin_") for name in sys.modules)
+
+
+def test_damaged_metadata_do_not_hide_the_version(probekit_cli: Any, install_plugin: Any) -> None:
+    folder = install_plugin("bare", "")
+    (folder / "bare_plugin-1.0.dist-info" / "METADATA").unlink()
+    ended = probekit_cli("--version")
+    assert (ended.code, ended.out.splitlines()[0]) == (0, "probekit 0.1.0")
+    assert ": bare\n" in ended.out
 
 
 # --- each hook -------------------------------------------------------------------------------------------------------
