@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import probekit
+from probekit import testing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +30,7 @@ def test_the_api_page_has_every_public_name_once() -> None:
 
 def plugin_under(heading: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The first code block under that heading of the plugin guide, as a module."""
-    [source] = re.findall(rf"## {heading}\n[^`]*?```python\n(.*?)```", read("docs/plugins.md"), re.DOTALL)
+    [source] = re.findall(rf"## {heading}\n.*?```python\n(.*?)```", read("docs/plugins.md"), re.DOTALL)
     module = ModuleType("plugin_of_the_guide")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(source, "docs/plugins.md", "exec"), module.__dict__)
@@ -76,3 +79,32 @@ def test_the_loader_of_the_guide_loads_the_encoder_of_a_t5(monkeypatch: pytest.M
     with pytest.raises(probekit.UsageError, match="leave out --depth"):
         probekit.load(f"t5:{tmp_path}", plugins=plugins, depth=1)
     assert probekit.load("demo", plugins=plugins).facts["source"] == "demo"
+
+
+def test_the_activation_analysis_of_the_guide_measures_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = plugin_under("An analysis of activations", monkeypatch)
+    [analysis] = probekit.Plugins(points=[]).register(plugin).analyses
+    subject = testing.tiny_subject()
+    prompts = testing.prompts(subject, "The sky is blue.", "Once")
+    result = analysis(analysis.options_model(sites="block.1")).run(subject, prompts)
+    rows = [subject.capture(prompt.input_ids, ["block.1"])["block.1"][0] for prompt in prompts]
+    assert result.metrics == {"block.1": pytest.approx(torch.cat(rows).double().mean(0).norm().item(), rel=1e-5)}
+    page = probekit.Page("mean")
+    analysis(analysis.options_model()).report(result, page)
+    assert page.blocks
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_a_recording_is_read_as_its_page_says(
+    tiny_gpt2: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recording = probekit.record(tiny_gpt2(n_layer=4), ["The sky is blue.", "Once"], output="recording")
+    [plain, dataset] = re.findall(r"```python\n(.*?)```", read("docs/recordings.md"), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(plain, found)
+    subject = probekit.load(str(tiny_gpt2(n_layer=4)))
+    expected = subject.capture(subject.encode("The sky is blue."), ["block.3"])["block.3"][0]
+    torch.testing.assert_close(found["of_prompt_0"], expected)
+    exec(dataset, found)
+    assert found["rows"]["block.3"].shape == (recording.tokens, 32)
