@@ -198,7 +198,7 @@ class Analyses:
         else:
             sentence = explain(error)
         if member.saved:
-            sentence += " Its result is saved; only its page is missing."
+            sentence = f"{sentence.removesuffix('.')}. Its result is saved; only its page is missing."
         self.outcome.failures[name] = sentence
         self._manifest["analyses"][name] = {"status": "failed", "error": sentence}
 

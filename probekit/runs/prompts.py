@@ -43,6 +43,8 @@ def prompts_in(path: Path) -> Iterator[str | list[int]]:
         raise UsageError(f"The prompts file '{path}' cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise UsageError(f"The prompts file '{path}' is not UTF-8 text.") from None
+    except ValueError as error:  # of the path
+        raise UsageError(f"The prompts file {str(path)!r} cannot be read: {error}.") from None
     if count == 0:
         raise UsageError(f"The prompts file '{path}' has no prompts; expected one a line.")
 

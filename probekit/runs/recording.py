@@ -52,18 +52,25 @@ def record(
     from probekit.activations import BATCH_TOKENS, SHARD_BYTES, Storage, write
     from probekit.subject import load_spec
 
+    for name, bound in (("batch_tokens", batch_tokens), ("shard_bytes", shard_bytes)):
+        if bound is not None and bound < 1:
+            raise UsageError(f"{name} is {bound}; expected at least 1.")
     if store not in STORES:
         raise UsageError(f"Activations cannot be stored as {store!r}; expected one of: {', '.join(STORES)}.")
     storage = Storage(store, shard_bytes or SHARD_BYTES, batch_tokens or BATCH_TOKENS)
     manager = manager or Plugins()
     listener = listener or Silent()
     spec = parse_spec(**(dict(model) if isinstance(model, Mapping) else {"name": os.fspath(model)}))
-    if not isinstance(prompts, str | os.PathLike) and not prompts and not input_ids:
+    file, texts = (Path(prompts), ()) if isinstance(prompts, str | os.PathLike) else (None, prompts)
+    if file is not None and file.is_fifo():
+        raise UsageError(f"The prompts '{file}' are a pipe, and prompts are read more than once; write them to a file.")
+    given = [_checked(prompt) for prompt in chain(texts, input_ids)]
+    if file is None and not given:
         raise UsageError("There are no prompts to record; give at least one.")
     subject = load_spec(spec, manager)
 
     def ids() -> Iterator[Sequence[int]]:
-        for prompt in chain(_texts(prompts), input_ids):
+        for prompt in chain(() if file is None else prompts_in(file), given):
             if isinstance(prompt, str):
                 yield subject.encode(check_prompt(prompt), special_tokens)[0].tolist()
             else:
@@ -86,8 +93,11 @@ def record(
     return write(subject, ids, expression, Path(output), origin=origin, storage=storage, progress=progress)
 
 
-def _texts(prompts: str | os.PathLike[str] | Sequence[str]) -> Iterator[str | Sequence[int]]:
-    if isinstance(prompts, str | os.PathLike):
-        yield from prompts_in(Path(prompts))
-    else:
-        yield from prompts
+def _checked(prompt: Any) -> str | Sequence[int]:
+    """A prompt that Python code gave: a text, or token ids in a list, a tensor or an array."""
+    plain = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(plain, str):
+        return plain
+    if isinstance(plain, list | tuple) and all(type(index) is int for index in plain):
+        return plain
+    raise UsageError(f"{prompt!r:.60} is no prompt; expected a text, or a list of token ids.")

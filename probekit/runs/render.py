@@ -10,8 +10,9 @@ from probekit.report import Document, Page, render_html, render_markdown
 from probekit.runs.directory import RunDirectory
 from probekit.runs.joint import JOINT_FILE
 
-# The first of a run's prompts, as many as a reader looks at.
-PROMPTS_SHOWN = 10
+# Of more prompts than a reader looks at, the first.
+MOST_SHOWN = 10
+FIRST_SHOWN = 3
 
 
 def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> None:
@@ -55,8 +56,8 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
         weights = "made by a plugin"
     prompts = [prompt["text"] for prompt in manifest.get("prompts", [])]
     count = manifest.get("prompt_count", len(prompts))
-    if count > PROMPTS_SHOWN:
-        prompts = [*prompts[: PROMPTS_SHOWN - 1], f"… and {count - PROMPTS_SHOWN + 1:,} more"]
+    if count > MOST_SHOWN:
+        prompts = [*prompts[:FIRST_SHOWN], f"… and {count - FIRST_SHOWN:,} more"]
     facts = [
         (
             "Model",

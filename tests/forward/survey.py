@@ -33,6 +33,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import probekit
+from probekit.activations import LiveActivations
+from probekit.forward import Trace
 from tests.between import write_between
 from tests.forward.tiny import FIRST_PLAIN_ID, make, tiny
 
@@ -44,6 +46,7 @@ CHECKS = (
     "capture",
     "prompts",
     "padding",
+    "batches",
     "continuation",
     "edit",
     "layer map",
@@ -91,10 +94,12 @@ class Checks:
         self.ids = IDS if subject.conditioned_on_ids else None
 
     def run(self, hooks_before: list[Any], logits_before: torch.Tensor | None) -> None:
+        trace = Trace(self.model)
         checks: dict[str, Callable[[], str]] = {
             "capture": self.capture,
             "prompts": self.prompts,
             "padding": self.padding,
+            "batches": self.batches,
             "continuation": self.continuation,
             "edit": self.edit,
             "layer map": self.layer_map,
@@ -102,7 +107,9 @@ class Checks:
             "early stop": lambda: self.early_stop(logits_before),
             "decode": self.decode,
             "unembed": self.unembed,
-            "clean": lambda: "ok" if hooks(self.model) == hooks_before else "hooks are left",
+            "clean": lambda: (
+                "; ".join(trace.put_back()[0]) or ("ok" if hooks(self.model) == hooks_before else "hooks are left")
+            ),
         }
         for name, check in checks.items():
             self.note(name, outcome(check))
@@ -124,6 +131,17 @@ class Checks:
         together = self.subject.capture(IDS, ["block.-1"])["block.-1"]
         apart = torch.cat([self.subject.capture(ids[None], ["block.-1"])["block.-1"] for ids in IDS])
         return difference(together, apart, tolerance=1e-3)
+
+    def batches(self) -> str:
+        """Prompts of three lengths, in as many batches as the model takes them, have what each has alone."""
+        lengths = (3, 5, 2) if self.subject.anatomy.sequence is None else (self.subject.anatomy.sequence,) * 3
+        prompts = [IDS.flatten()[start : start + length].tolist() for start, length in enumerate(lengths)]
+        batches = LiveActivations(self.subject, lambda: prompts, 3).batches(["block.-1"])
+        rows = [(batch.rows("block.-1"), batch.row_prompts) for batch in batches]
+        activations, numbers = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        found = torch.cat([activations[numbers == number] for number in range(3)])
+        alone = [self.subject.capture(torch.tensor([ids]), ["block.-1"])["block.-1"][0] for ids in prompts]
+        return difference(found, torch.cat(alone), tolerance=1e-3)
 
     def padding(self) -> str:
         """A prompt padded on either side has the activation that it has alone, or is refused."""

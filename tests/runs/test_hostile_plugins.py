@@ -88,8 +88,8 @@ FAILING: dict[str, tuple[str, str, str]] = {
         PASS,
         "The metric 'figure' is nan",
     ),
-    "raises in its report": (PASS, "raise KeyError('no page')", "KeyError: 'no page' Its result is saved"),
-    "exits in its report": (PASS, "sys.exit('bye')", "SystemExit: bye Its result is saved"),
+    "raises in its report": (PASS, "raise KeyError('no page')", "KeyError: 'no page'. Its result is saved"),
+    "exits in its report": (PASS, "sys.exit('bye')", "SystemExit: bye. Its result is saved"),
     "draws what cannot be drawn": (PASS, "page.heatmap([[1.0]], ['a', 'b'], ['c'])", "ValueError: A heatmap has"),
     "leaks a hook": (
         "block.register_forward_hook(lambda *_: None)",
