@@ -30,12 +30,18 @@ def probekit_analyses() -> Sequence[type]:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def probekit_load_model(spec: Any) -> tuple[Any, Any] | None:
+def probekit_load_model(spec: Any) -> tuple[Any, Any] | tuple[Any, Any, Mapping[str, Any]] | None:
     """Load a model that transformers does not know.
 
-    `spec` is the `probekit.ModelSpec`. Return `(model, tokenizer)`, where the tokenizer may be None, or None to leave
-    it to the next plugin and at last to transformers. The first result counts. Raise `probekit.ModelError` with a
-    sentence if the model is yours but cannot be loaded.
+    `spec` is the `probekit.ModelSpec`. Return `(model, tokenizer)` or `(model, tokenizer, facts)`, where the tokenizer
+    may be None, or None to leave it to the next plugin and at last to transformers. The first result counts. Raise
+    `probekit.ModelError` with a sentence if the model is yours but cannot be loaded.
+
+    `facts` is a mapping of JSON types that goes into the run's manifest and the report's provenance: a `revision`,
+    where the weights came from. With a `weights_sha256` in it, 64 hexadecimal digits, probekit does not hash the
+    weights itself. What probekit measures counts, whatever the facts say of it: `source` (`plugin`), `architecture`,
+    `dtype`, `device`, `parameters`, `quantization`, `quantised_share`. Left out is what `probekit models show` reads
+    from checkpoints: `has_weights`, `checkpoint_dtype`, `checkpoint_dtype_said_by`.
     """
 
 
@@ -61,8 +67,8 @@ def probekit_run_started(directory: Path, configuration: Mapping[str, Any], resu
 def probekit_run_finished(directory: Path, status: str, run: Run) -> None:
     """A run ended: its directory is whole, the report is drawn.
 
-    `status` is `done`, `failed` or `interrupted`; or `abandoned`, where the model or the prompts could not be had: then
-    a new run's directory is removed after this. `run` is the `probekit.Run`: its results, its failures, its manifest.
+    `status` is `done`, `failed` or `interrupted`; or `abandoned`, where the model or the prompts could not be had (then
+    a new run's directory is removed after this), or the run could not be written down. `run` is the `probekit.Run`: its results, its failures, its manifest.
     """
 
 

@@ -172,8 +172,16 @@ class Plugins:
 
         An implementation that raises ends it: to pass over a plugin's loader or anatomy might change what is found.
         """
-        results = (self._call(implementation, hook, arguments) for implementation in self._implementations(hook))
-        return next((result for result in results if result is not None), None)
+        answer = self.answer(hook, **arguments)
+        return None if answer is None else answer[1]
+
+    def answer(self, hook: str, **arguments: Any) -> tuple[str, Any] | None:
+        """As `first`, with the name of the plugin whose result it is."""
+        for implementation in self._implementations(hook):
+            result = self._call(implementation, hook, arguments)
+            if result is not None:
+                return implementation.plugin_name, result
+        return None
 
     def notify(self, hook: str, **arguments: Any) -> list[str]:
         """Tell every implementation of a hook; returns a sentence for each that raised, after calling all of them."""

@@ -258,7 +258,7 @@ def test_the_lens_is_the_model_at_the_last_block_of_the_embedded_model(runs: tup
     assert probekit.read_run(runs[0] / "done").result.finding.replace("'", "&#39;") in report
 
 
-def test_the_journal_lists_runs_that_are_done_or_failed_or_never_had_a_model(
+def test_the_journal_lists_runs_that_are_done_or_failed_or_had_no_model(
     runs: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     folder, environment = runs
@@ -270,10 +270,11 @@ def test_the_journal_lists_runs_that_are_done_or_failed_or_never_had_a_model(
     assert [Path(entry["directory"]) for entry in (done, failed, never)] == [
         folder / name for name in ("done", "failed", "never")
     ]
-    assert [entry["status"] for entry in (done, failed, never)] == ["done", "failed", "unfinished"]
+    assert [entry["status"] for entry in (done, failed, never)] == ["done", "failed", "abandoned"]
     assert done["findings"] == {"logit-lens": probekit.read_run(folder / "done").result.finding}
     assert failed["failures"] == probekit.read_run(folder / "failed").failures
-    assert never["remark"].startswith("its model did not load")
+    assert never["failures"]["model"].startswith("'no-model' is no folder here")
+    assert not (folder / "never").exists()
 
     shown = run("-m", "probekit", "journal", "--status", "failed", cwd=tmp_path, environment=environment)
     assert shown.stdout.splitlines()[2].startswith("    logit-lens failed: The head reads activations of width")

@@ -27,6 +27,7 @@ from probekit.models.devices import as_device, execution_device, is_dispatched, 
 from probekit.models.failures import in_sentences, quiet_libraries
 from probekit.models.heap import giving_back_large
 from probekit.models.placement import Placement, by_bitsandbytes, check_devices, limits, placement
+from probekit.models.provided import ask
 from probekit.models.quantization import (
     check_quantised,
     check_reading_back,
@@ -76,22 +77,25 @@ def load_model(spec: ModelSpec, plugins: Plugins | None = None) -> LoadedModel:
 def provided_model(spec: ModelSpec, plugins: Plugins | None) -> LoadedModel | None:
     """The model that a plugin's own loader makes of the spec, or None if no plugin takes it for one of its own.
 
-    Raises what the loader raises, and UsageError if the spec contradicts itself.
+    Raises what the loader raises, PluginError if it returns something else than the hook asks for, and UsageError if
+    the spec contradicts itself.
     """
     check_devices(spec)
-    provided = plugins.first("probekit_load_model", spec=spec) if plugins else None
+    provided = ask(spec, plugins) if plugins else None
     if provided is None:
         return None
-    model, tokenizer = provided
+    model, tokenizer, given = provided
     if spec.device is not None and execution_device(model) != as_device(spec.device):
         if is_dispatched(model) or quantised_layers(model):
             raise UsageError(
                 f"'{spec.name}' is placed by the plugin that loads it, and must not be moved; leave --device out."
             )
         model = model.to(spec.device)
-    facts: dict[str, Any] = {"source": "plugin", "weights_sha256": state_hash(model)}
+    facts = {"source": "plugin", **given}
+    if "weights_sha256" not in facts:
+        facts["weights_sha256"] = state_hash(model)
     if tokenizer is None:
-        facts["tokenizer"] = "none (the plugin that loads the model gives none)"
+        facts.setdefault("tokenizer", "none (the plugin that loads the model gives none)")
     return _settled(model, tokenizer, facts, spec)
 
 

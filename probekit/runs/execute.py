@@ -7,7 +7,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -164,10 +165,20 @@ def _load(
     told = plugins.notify("probekit_run_started", directory=place, configuration=configuration, resumed=resumed)
     for sentence in told:
         recorder.message(sentence)
-    try:
+    with _told_if_abandoned(directory, manifest, plugins, recorder):
         return _checked(directory, manifest, resolved, plugins)
+
+
+@contextmanager
+def _told_if_abandoned(
+    directory: RunDirectory, manifest: dict[str, Any], plugins: Plugins, recorder: Recorder
+) -> Iterator[None]:
+    """Plugins hear of a run that ends by an exception while this is open."""
+    try:
+        yield
     except BaseException as error:
-        run = Run(place, "abandoned", failures={"model": explain(error)}, manifest=manifest)
+        place = directory.path
+        run = Run(place, "abandoned", failures={"run": explain(error)}, manifest=manifest)
         for sentence in plugins.notify("probekit_run_finished", directory=place, status=run.status, run=run):
             recorder.show(sentence)
         raise
@@ -215,13 +226,14 @@ def _analyse(
     """Every analysis that is not done yet, then the report."""
     manifest["status"] = "running"
     analyses = Analyses(directory, manifest, resolved, recorder, loaded, seconds_between_saves, time_limit)
-    whole = analyses.carry_out()
     outcome = analyses.outcome
-    compare_jointly(directory, manifest, resolved.analyses, outcome)
-    outcome.status = "interrupted" if not whole else "failed" if outcome.failures else "done"
-    manifest["status"] = outcome.status
-    render(directory, manifest)
-    directory.write_json("run.json", manifest)  # last: until here the run is marked unfinished, and can be resumed
+    with _told_if_abandoned(directory, manifest, plugins, recorder):
+        whole = analyses.carry_out()
+        compare_jointly(directory, manifest, resolved.analyses, outcome)
+        outcome.status = "interrupted" if not whole else "failed" if outcome.failures else "done"
+        manifest["status"] = outcome.status
+        render(directory, manifest)
+        directory.write_json("run.json", manifest)  # last: until here the run is marked unfinished, and can be resumed
     place, status = directory.path, outcome.status
     for sentence in plugins.notify("probekit_run_finished", directory=place, status=status, run=outcome):
         recorder.message(sentence)

@@ -13,7 +13,9 @@ from probekit.runs.directory import RunDirectory
 
 @dataclass
 class Run:
-    """What a run came to: its directory, its status (`done`, `failed`, `interrupted`), the results and the failures.
+    """What a run came to: its directory, its status, the results and the failures.
+
+    The status is `done`, `failed` or `interrupted`; or `abandoned`, where it could not be carried out or written down.
 
     `manifest` is what `run.json` says of it: the configuration, the model, the prompts, the versions.
     """

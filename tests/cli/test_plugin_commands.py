@@ -214,6 +214,7 @@ def test_a_listing_on_a_terminal_is_folded_and_marks_what_is_broken(
 def test_the_version_names_the_plugins_of_others_without_importing_them(
     probekit_cli: Any, broken: Path, install_plugin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = set(sys.modules)
     assert "-plugin" not in probekit_cli("--version", "--help").out.splitlines()[0]
     install_plugin("whole", WHOLE)
     monkeypatch.setenv("PROBEKIT_BLOCK_PLUGINS", "whole, pseudo-inverse")
@@ -222,7 +223,7 @@ def test_the_version_names_the_plugins_of_others_without_importing_them(
     first, *others = ended.out.splitlines()
     assert first == "probekit 0.1.0"
     assert others == sorted([*(f"{name}-plugin 1.0: {name}" for name in BROKEN), "whole-plugin 1.0: whole (blocked)"])
-    assert not any(name.startswith("plugin_") for name in sys.modules)
+    assert not any(name.startswith("plugin_") for name in set(sys.modules) - before)
 
 
 def test_damaged_metadata_do_not_hide_the_version(probekit_cli: Any, install_plugin: Any) -> None:
@@ -272,6 +273,53 @@ def test_a_plugins_command_is_found_by_its_name(probekit_cli: Any, install_plugi
     assert "Weighs." in probekit_cli("weigh", "--help").out
     ended = probekit_cli("weigh", "--twice")
     assert (ended.code, ended.sentence) == (2, "Once is enough.")
+
+
+def test_observers_are_told_of_a_run_that_came_to_nothing(
+    probekit_cli: Any,
+    install_plugin: Any,
+    tiny_gpt2: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = """
+import json, os
+import probekit
+@probekit.hookimpl
+def probekit_run_started(directory, configuration, resumed):
+    note(["started", directory.is_dir(), configuration["model"]["name"], resumed])
+@probekit.hookimpl
+def probekit_run_finished(directory, status, run):
+    note(["finished", directory.is_dir(), status, run.failures])
+def note(line):
+    with open(os.environ["NOTES"], "a") as file:
+        file.write(json.dumps(line) + "\\n")
+"""
+    install_plugin("noting", source)
+    notes = tmp_path / "notes"
+    monkeypatch.setenv("NOTES", str(notes))
+
+    def noted() -> list[Any]:
+        lines = [json.loads(line) for line in notes.read_text().splitlines()]
+        notes.unlink()
+        return lines
+
+    ended = probekit_cli("run", "--model", tmp_path / "nowhere", "--output", tmp_path / "none")
+    assert ended.code == 4
+    started, finished = noted()
+    assert started == ["started", True, str(tmp_path / "nowhere"), False]
+    assert finished == ["finished", True, "abandoned", {"run": ended.sentence}]
+    assert not (tmp_path / "none").exists()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("probekit.runs.execute.render", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            probekit.run(tiny_gpt2(), ["pseudo-inverse"], output=tmp_path / "undrawn")
+    assert noted()[1] == ["finished", True, "abandoned", {"run": "ZeroDivisionError: division by zero"}]
+    assert probekit_cli("run", "--resume", tmp_path / "undrawn").code == 0
+    started, finished = noted()
+    assert started[3] is True
+    assert finished[2:] == ["done", {}]
 
 
 def test_observers_that_raise_do_not_end_a_run_and_are_named(

@@ -21,16 +21,16 @@ _loaded: WeakSet[Any] = WeakSet()
 
 
 @probekit.hookimpl
-def probekit_load_model(spec: probekit.ModelSpec) -> tuple[PreTrainedModel, Any] | None:
-    """The encoder that `spec` names and its tokenizer; None for a name without our prefix."""
+def probekit_load_model(spec: probekit.ModelSpec) -> tuple[PreTrainedModel, Any, Mapping[str, Any]] | None:
+    """The encoder that `spec` names, its tokenizer, and which weights it has; None for a name without our prefix."""
     if not spec.name.startswith(PREFIX):
         return None
 
     from probekit_encoders.loading import load_encoder
 
-    model, tokenizer = load_encoder(spec.name.removeprefix(PREFIX), spec)
+    model, tokenizer, facts = load_encoder(spec.name.removeprefix(PREFIX), spec)
     _loaded.add(model)
-    return model, tokenizer
+    return model, tokenizer, facts
 
 
 @probekit.hookimpl

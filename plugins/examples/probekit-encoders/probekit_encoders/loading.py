@@ -1,7 +1,8 @@
-"""From a model spec to an encoder in transformers, and its tokenizer."""
+"""From a model spec to an encoder in transformers, its tokenizer, and where its weights came from."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
     AutoConfig,
@@ -23,8 +25,8 @@ from transformers.utils import logging
 from probekit import ModelError, ModelSpec, UsageError
 
 
-def load_encoder(name: str, spec: ModelSpec) -> tuple[PreTrainedModel, Any | None]:
-    """The encoder in the folder or hub repository `name`, and its tokenizer or None.
+def load_encoder(name: str, spec: ModelSpec) -> tuple[PreTrainedModel, Any | None, dict[str, Any]]:
+    """The encoder in the folder or hub repository `name`, its tokenizer or None, and the facts for a run's manifest.
 
     probekit itself puts it on `spec.device`, in eval mode and frozen. Raises UsageError for what an encoder is not
     loaded with, ModelError if it cannot be loaded: one sentence each.
@@ -32,7 +34,8 @@ def load_encoder(name: str, spec: ModelSpec) -> tuple[PreTrainedModel, Any | Non
     _check(name, spec)
     with _quiet():
         try:
-            return _load(_source(name), spec)
+            source = _source(name)
+            return *_load(source, spec), _facts(source, spec)
         except ModelError:
             raise
         except Exception as error:  # the libraries behind the many model classes raise what they like
@@ -128,6 +131,25 @@ def _tokenizer(source: str, hub: dict[str, Any]) -> Any | None:
         return None
     # Of no files, transformers makes one that knows its special tokens, and perhaps the space.
     return tokenizer if len(tokenizer) > len(tokenizer.all_special_tokens) + 2 else None
+
+
+def _facts(source: str, spec: ModelSpec) -> dict[str, Any]:
+    """Which weights these are: the hash of a folder's, the commit on the hub, or the seed."""
+    if spec.weights == "random":
+        return {"weights_from": "random numbers", "weights_seed": spec.weights_seed, "torch": torch.__version__}
+    folder = Path(source)
+    if folder.is_dir():
+        # Over the files' names and hashes, as probekit does for a folder that it loads itself.
+        digest = hashlib.sha256()
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+        for path in files:
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        return {"weights_from": "folder"} | ({"weights_sha256": digest.hexdigest()} if files else {})
+    # transformers does not say which commit it took; but that is in the hub's cache now, in a folder named by it.
+    config = try_to_load_from_cache(source, "config.json", revision=spec.revision)
+    commit = Path(config).parent.name if isinstance(config, str) else spec.revision
+    return {"weights_from": "hub", "revision": commit}
 
 
 @contextmanager

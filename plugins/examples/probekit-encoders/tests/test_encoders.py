@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -189,6 +191,51 @@ def test_a_tokenizer_is_loaded_where_there_is_one(
     assert subject.tokens(subject.encode("The sky is blue")) == ["[CLS]", "the", "sky", "is", "blue", "[SEP]"]
     make("T5ForConditionalGeneration", T5).save_pretrained(tmp_path / "none")
     assert load(tmp_path / "none").tokenizer is None
+
+
+def test_the_hash_of_a_folder_is_that_of_its_files_in_any_precision(
+    bert: Path, load: Callable[..., probekit.Subject], tmp_path: Path
+) -> None:
+    facts = load(bert).facts
+    assert (facts["source"], facts["weights_from"]) == ("plugin", "folder")
+    for changed in ({"dtype": "bfloat16"}, {"quantization": "int8", "device": "cpu"}):
+        assert load(bert, **changed).facts["weights_sha256"] == facts["weights_sha256"]
+    file = bert / "model.safetensors"
+    weights = bytearray(file.read_bytes())
+    weights[-1] ^= 1
+    file.write_bytes(weights)
+    assert load(bert).facts["weights_sha256"] != facts["weights_sha256"]
+
+    causal = tmp_path / "causal"
+    make("GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_layer": 1, "n_embd": 8, "n_head": 1}).save_pretrained(causal)
+    assert load(causal).facts["weights_sha256"] == probekit.load(causal).facts["weights_sha256"]
+
+
+def test_random_weights_have_their_seed_among_the_facts(bert: Path, load: Callable[..., probekit.Subject]) -> None:
+    facts = load(bert, weights="random", weights_seed=3).facts
+    assert (facts["weights_from"], facts["weights_seed"]) == ("random numbers", 3)
+    assert facts["weights_sha256"] != load(bert, weights="random").facts["weights_sha256"]
+
+
+def test_the_commit_of_a_name_on_the_hub_is_known(bert: Path, tmp_path: Path) -> None:
+    commit = "15ea56dee5df4983c59b2538573817e1667135e2"
+    repository = tmp_path / "hub" / "models--someone--encoder"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
+    shutil.copytree(bert, repository / "snapshots" / commit, ignore=shutil.ignore_patterns("hub"))
+    code = (
+        "import probekit, probekit_encoders, sys\n"
+        "plugins = probekit.Plugins(points=[])\n"
+        "plugins.register(probekit_encoders)\n"
+        "for revision in (None, sys.argv[1]):\n"
+        "    facts = probekit.load('encoder:someone/encoder', revision=revision, plugins=plugins).facts\n"
+        "    print(facts['source'], facts['weights_from'], facts['revision'])"
+    )
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    said = subprocess.run(
+        [sys.executable, "-c", code, commit], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert said.stdout.splitlines() == [f"plugin hub {commit}"] * 2
 
 
 def test_models_of_others_are_left_alone() -> None:

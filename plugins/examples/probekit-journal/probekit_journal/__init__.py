@@ -17,34 +17,33 @@ import probekit
 if TYPE_CHECKING:
     import click
 
-# The runs that this process has begun and not ended: when, on a clock that nobody sets, and what they are.
-_begun: dict[Path, tuple[float, Mapping[str, Any]]] = {}
+# When the runs began that this process has not ended yet, on a clock that nobody sets.
+_begun: dict[Path, float] = {}
 
 
 @probekit.hookimpl
-def probekit_run_started(directory: Path, configuration: Mapping[str, Any]) -> None:
-    """Write down that a run begins. Its model may still fail to load: then probekit removes the directory again."""
+def probekit_run_started(directory: Path, configuration: Mapping[str, Any], resumed: bool) -> None:
+    """Write down that a run begins, or goes on."""
     from probekit_journal.lines import append, line_of
 
     directory = directory.absolute()
-    _begun[directory] = (time.monotonic(), configuration)
-    append(line_of("started", directory, configuration))
+    _begun[directory] = time.monotonic()
+    append(line_of("started", directory, configuration, resumed=resumed))
 
 
 @probekit.hookimpl
-def probekit_run_finished(directory: Path, status: str) -> None:
-    """Write down how a run ended and what its analyses found, or that it ended if that cannot be read."""
+def probekit_run_finished(directory: Path, status: str, run: probekit.Run) -> None:
+    """Write down how a run ended: what its analyses found, and the sentence of what failed."""
     from probekit_journal.lines import append, encodable, line_of
 
     directory = directory.absolute()
-    began, configuration = _begun.pop(directory)
-    ended: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - began, 1)}
-    try:
-        run = probekit.read_run(directory)
-        ended["findings"] = {name: encodable(result.finding) for name, result in run.results.items()}
-        ended["failures"] = {name: encodable(sentence) for name, sentence in run.failures.items()}
-    finally:
-        append(line_of("finished", directory, configuration, **ended))
+    ended: dict[str, Any] = {
+        "status": status,
+        "seconds": round(time.monotonic() - _begun.pop(directory), 1),
+        "findings": {name: encodable(result.finding) for name, result in run.results.items()},
+        "failures": {name: encodable(sentence) for name, sentence in run.failures.items()},
+    }
+    append(line_of("finished", directory, run.manifest["configuration"], **ended))
 
 
 @probekit.hookimpl

@@ -19,7 +19,7 @@ from probekit_journal.lines import journal_path
 def journal(model: str | None, analysis: str | None, status: str | None, last: int | None, as_json: bool) -> None:
     """List the runs in the journal, newest last: when, how they ended, how long they took, and what they found.
 
-    A run that is `unfinished` has begun and never ended: it was killed, or its model did not load.
+    An `abandoned` run could not have its model or its prompts; an `unfinished` one was killed, so that it has no end.
     """
     path = journal_path()
     entries, damaged = read_journal(path)
@@ -49,11 +49,15 @@ def _described(entry: Entry) -> list[str]:
     """The lines that a reader gets."""
     line = entry.line
     took = "" if line.seconds is None else f"  {line.seconds:g} s"
-    began = (entry.began or line.time).astimezone()
-    rows = [f"{began:%Y-%m-%d %H:%M:%S}  {entry.status}{took}  {line.model}  {', '.join(line.analyses)}"]
+    resumed = "  (resumed)" if entry.resumed else ""
+    began = entry.began.astimezone()
+    rows = [f"{began:%Y-%m-%d %H:%M:%S}  {entry.status}{took}  {line.model}  {', '.join(line.analyses)}{resumed}"]
     rows.append(f"    {line.directory}" + (f" ({entry.remark})" if entry.remark else ""))
     rows += [f"    {name}: {finding}" for name, finding in line.findings.items() if finding]
-    rows += [f"    {name} failed: {sentence}" for name, sentence in line.failures.items()]
+    rows += [
+        f"    {sentence}" if entry.status == "abandoned" else f"    {name} failed: {sentence}"
+        for name, sentence in line.failures.items()
+    ]
     return [_plain(row) for row in rows]
 
 

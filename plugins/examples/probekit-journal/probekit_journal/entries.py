@@ -16,44 +16,59 @@ from probekit import UsageError
 from probekit_journal.lines import VARIABLE, Line
 
 # What probekit says of a run that has ended, and what is said here of one that has not.
-STATUSES = ("done", "failed", "interrupted", "running", "unfinished")
+STATUSES = ("done", "failed", "interrupted", "abandoned", "running", "unfinished")
 
-RESUMED = "begun again later"
-GONE = "its model did not load, or its directory was removed since"
-KILLED = "killed, or not loaded again; `probekit run --resume` goes on with it"
+BEGUN_AGAIN = "begun again later"
+THERE = "`probekit run --resume` goes on with it"
+GONE = "its directory is gone"
 
 
 @dataclass
 class Entry:
     """One run from its start to its end. A run that is resumed has an entry for each time that it went on."""
 
-    line: Line
-    began: datetime | None = None
-    superseded: bool = False
+    line: Line  # the newest
+    start: Line | None = None
+    begun_again: bool = False
+
+    @property
+    def began(self) -> datetime:
+        """When it began, or when it ended if nothing says that."""
+        return (self.start or self.line).time
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it went on with what an earlier run had left."""
+        return self.start is not None and self.start.resumed
 
     @property
     def status(self) -> str:
         """One of `STATUSES`. A run that has not ended is running if its process is alive, as far as can be told."""
         if self.line.event == "finished":
             return self.line.status or "done"
-        alive = not self.superseded and Path(self.line.directory).is_dir() and _alive(self.line)
+        alive = not self.begun_again and self._is_there and _alive(self.line)
         return "running" if alive else "unfinished"
 
     @property
     def remark(self) -> str:
-        """Why a run is unfinished, as far as can be told."""
+        """What can be done about a run that is unfinished."""
         if self.status != "unfinished":
             return ""
-        if self.superseded:
-            return RESUMED
-        return KILLED if Path(self.line.directory).is_dir() else GONE
+        if self.begun_again:
+            return BEGUN_AGAIN
+        return THERE if self._is_there else GONE
+
+    @property
+    def _is_there(self) -> bool:
+        return Path(self.line.directory).is_dir()
 
     def document(self) -> dict[str, Any]:
         """The entry as JSON types."""
         line = self.line
         return {
-            "time": (self.began or line.time).isoformat(),
+            "time": self.began.isoformat(),
             "status": self.status,
+            "resumed": self.resumed,
             "remark": self.remark,
             "seconds": line.seconds,
             "model": line.model,
@@ -97,12 +112,13 @@ def _entries(lines: Iterable[Line]) -> list[Entry]:
     for line in lines:
         entry = begun.pop(line.directory, None)
         if line.event == "finished" and entry is not None:
-            entry.began, entry.line = entry.line.time, line
+            entry.line = line
             continue
         if entry is not None:
-            entry.superseded = True
+            entry.begun_again = True
         entries.append(Entry(line))
         if line.event == "started":
+            entries[-1].start = line
             begun[line.directory] = entries[-1]
     return entries
 

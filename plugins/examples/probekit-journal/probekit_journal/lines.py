@@ -26,6 +26,8 @@ class Line(BaseModel):
     analyses: list[str]
     process: int
     host: str
+    # Of a run that begins.
+    resumed: bool = False
     # Of a run that has ended.
     status: str | None = None
     seconds: float | None = None
@@ -34,9 +36,9 @@ class Line(BaseModel):
 
 
 def line_of(
-    event: Literal["started", "finished"], directory: Path, configuration: Mapping[str, Any], **ended: Any
+    event: Literal["started", "finished"], directory: Path, configuration: Mapping[str, Any], **more: Any
 ) -> Line:
-    """A line of this moment about a run with that configuration, as `probekit_run_started` has it."""
+    """A line of this moment about a run with that configuration, in the shape of a run's `config.toml`."""
     return Line(
         event=event,
         time=datetime.now().astimezone().replace(microsecond=0),
@@ -45,7 +47,7 @@ def line_of(
         analyses=configuration["plugins"],
         process=os.getpid(),
         host=socket.gethostname(),
-        **ended,
+        **more,
     )
 
 

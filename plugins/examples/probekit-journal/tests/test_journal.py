@@ -94,12 +94,14 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(model: Path, tmp_path: Path) -> Callable[..., tuple[probekit.Run, list[str]]]:
     """`run("name", way="break")`: the run in a folder of that name, and what it said."""
 
-    def make(name: str, model: Path = model, **options: str) -> tuple[probekit.Run, list[str]]:
+    def make(
+        name: str, model: Path = model, input_ids: Sequence[Sequence[int]] = ((1, 2, 3),), **options: str
+    ) -> tuple[probekit.Run, list[str]]:
         plugins = probekit.Plugins(points=[])
         assert plugins.register(Observed()).status == "loaded"
         listening = Listening()
         made = probekit.run(
-            model, "words", input_ids=[[1, 2, 3]], options=options, output=tmp_path / name, manager=plugins,
+            model, "words", input_ids=input_ids, options=options, output=tmp_path / name, manager=plugins,
             listener=listening,
         )  # fmt: skip
         return made, listening.messages
@@ -127,7 +129,7 @@ def test_a_run_has_a_line_when_it_begins_and_one_when_it_ends(
     known = {"directory": str(tmp_path / "good"), "model": str(model), "analyses": ["words"], "process": os.getpid()}
     assert known.items() <= started.items()
     assert known.items() <= finished.items()
-    assert "status" not in started
+    assert not {"status", "resumed"} & set(started)
     assert finished["status"] == "done"
     assert finished["findings"] == {"words": "3 tokens, \x1b[31mred\x1b[0m."}
     assert 0 <= finished["seconds"] < 60
@@ -165,47 +167,79 @@ def test_the_list_can_be_narrowed(run: Callable[..., Any]) -> None:
     assert nothing.stderr.startswith("No run of the 3 in ")
 
 
-def test_a_run_whose_model_does_not_load_is_unfinished_and_its_directory_gone(
-    run: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_run_that_has_no_model_is_abandoned_and_its_sentence_shown(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "no-model").mkdir()
-    with pytest.raises(probekit.ModelError):
+    with pytest.raises(probekit.ModelError) as raised:
         run("never", model=tmp_path / "no-model")
     (entry,) = listed()
-    assert (entry["status"], entry["remark"].split(",")[0]) == ("unfinished", "its model did not load")
-    run("never")  # with a model that does
-    assert [(entry["status"], entry["remark"]) for entry in listed()] == [
-        ("unfinished", "begun again later"),
-        ("done", ""),
+    assert (entry["status"], entry["remark"], entry["findings"]) == ("abandoned", "", {})
+    assert entry["failures"] == {"model": str(raised.value)}
+    assert not Path(entry["directory"]).exists()
+    assert printed("--status", "abandoned").stdout.splitlines()[1:3] == [
+        f"    {tmp_path / 'never'}",
+        f"    {raised.value}",
     ]
+    run("never")  # with a model that does
+    assert [entry["status"] for entry in listed()] == ["abandoned", "done"]
 
 
 def test_a_run_that_is_killed_is_unfinished_and_one_that_is_at_work_is_running(tmp_path: Path) -> None:
     configuration = {"model": {"name": "gpt2"}, "plugins": ["words"]}
     code = (
         "import os, pathlib, sys, probekit_journal\n"
-        f"probekit_journal.probekit_run_started(pathlib.Path(sys.argv[1]), {configuration})\n"
+        f"probekit_journal.probekit_run_started(pathlib.Path(sys.argv[1]), {configuration}, False)\n"
         "os.kill(os.getpid(), 9)"
     )
     (tmp_path / "killed").mkdir()
     died = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], timeout=120, check=False)
     assert died.returncode == -9
     (tmp_path / "at-work").mkdir()
-    probekit_journal.probekit_run_started(tmp_path / "at-work", configuration)
+    probekit_journal.probekit_run_started(tmp_path / "at-work", configuration, False)
     killed, at_work = listed()
-    assert (killed["status"], killed["remark"].split(",")[0]) == ("unfinished", "killed")
+    assert (killed["status"], killed["remark"]) == ("unfinished", "`probekit run --resume` goes on with it")
     assert (at_work["status"], at_work["remark"]) == ("running", "")
-    assert "--resume" in printed("--status", "unfinished").stdout
+    assert printed("--status", "unfinished").stdout.count("--resume") == 1
+
+    (tmp_path / "killed").rmdir()
+    assert [(entry["status"], entry["remark"]) for entry in listed()] == [
+        ("unfinished", "its directory is gone"),
+        ("running", ""),
+    ]
+    probekit_journal.probekit_run_started(tmp_path / "killed", configuration, True)
+    assert listed()[0]["remark"] == "begun again later"
 
 
-def test_a_run_that_is_interrupted_and_resumed_has_both_ends(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_run_that_is_resumed_is_marked_and_has_an_entry_for_each_time_it_went_on(
+    run: Callable[..., Any], model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         run("long", way="interrupt")
     plugins = probekit.Plugins(points=[])
     plugins.register(Observed())
     with pytest.raises(KeyboardInterrupt):
         probekit.resume(tmp_path / "long", plugins)
-    assert [entry["status"] for entry in listed()] == ["interrupted", "interrupted"]
+    elsewhere = model.rename(tmp_path / "elsewhere")
+    try:
+        with pytest.raises(probekit.ModelError, match="There is no folder"):
+            probekit.resume(tmp_path / "long", plugins)
+    finally:
+        elsewhere.rename(model)
+    assert [(entry["status"], entry["resumed"]) for entry in listed()] == [
+        ("interrupted", False),
+        ("interrupted", True),
+        ("abandoned", True),
+    ]
+    first, *later = printed().stdout.strip().split("\n\n")
+    assert not first.splitlines()[0].endswith("(resumed)")
+    assert all(entry.splitlines()[0].endswith("  words  (resumed)") for entry in later)
+
+
+def test_a_prompt_that_the_model_does_not_take_abandons_a_run_too(run: Callable[..., Any]) -> None:
+    with pytest.raises(probekit.UsageError, match="outside the vocabulary"):
+        run("prompts", input_ids=[[999]])
+    (entry,) = listed()
+    assert entry["status"] == "abandoned"
+    assert "outside the vocabulary" in entry["failures"]["model"]
 
 
 def test_damaged_lines_are_counted_and_the_rest_is_shown(run: Callable[..., Any], file: Path) -> None:
@@ -256,18 +290,6 @@ def test_a_full_disk_is_a_sentence(run: Callable[..., Any], monkeypatch: pytest.
     monkeypatch.setenv("PROBEKIT_JOURNAL", "/dev/full")
     _, messages = run("good")
     assert "No space left on device" in messages[0]
-
-
-def test_a_run_that_cannot_be_read_has_its_end_in_the_journal_all_the_same(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def damaged(path: Path) -> probekit.Run:
-        raise probekit.UsageError(f"The run '{path}' is damaged.")
-
-    monkeypatch.setattr(probekit, "read_run", damaged)
-    _, messages = run("good")
-    assert [("is damaged" in message) for message in messages] == [True]
-    assert [(entry["status"], entry["findings"]) for entry in listed()] == [("done", {})]
 
 
 @pytest.mark.parametrize(
