@@ -68,7 +68,8 @@ def probekit_run_finished(directory: Path, status: str, run: Run) -> None:
     """A run ended: its directory is whole, the report is drawn.
 
     `status` is `done`, `failed` or `interrupted`; or `abandoned`, where the model or the prompts could not be had (then
-    a new run's directory is removed after this), or the run could not be written down. `run` is the `probekit.Run`: its results, its failures, its manifest.
+    a new run's directory is removed after this), or the run could not be written down. `run` is the `probekit.Run`: its
+    results, its failures, its manifest.
     """
 
 

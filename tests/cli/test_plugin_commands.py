@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from probekit.runs import run
+
 BROKEN = {
     "fails-to-import": "import no_such_module_anywhere",
     "is-no-python": "def broken(:",
@@ -312,9 +314,9 @@ def note(line):
     assert not (tmp_path / "none").exists()
 
     with monkeypatch.context() as patch:
-        patch.setattr("probekit.runs.execute.render", lambda *_: 1 / 0)
+        patch.setattr(sys.modules["probekit.runs.execute"], "render", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            probekit.run(tiny_gpt2(), ["pseudo-inverse"], output=tmp_path / "undrawn")
+            run(tiny_gpt2(), ["pseudo-inverse"], output=tmp_path / "undrawn")
     assert noted()[1] == ["finished", True, "abandoned", {"run": "ZeroDivisionError: division by zero"}]
     assert probekit_cli("run", "--resume", tmp_path / "undrawn").code == 0
     started, finished = noted()
