@@ -18,11 +18,13 @@ ENTRY_POINTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text
 ]["probekit"]
 # The analyses, and the smallest run of each.
 SMALL: dict[str, list[str]] = {
+    "activation-statistics": [],
     "clamped-walk": ["-o", "steps=2"],
     "exact-inverter": [],
     "frozen-head": ["-o", "steps=2", "-o", "pieces=10", "-o", "length=16", "-o", "initialisations=1"],
     "gradient-inverter": ["-o", "steps=5", "-o", "restarts=2"],
     "jacobian-spectrum": ["-o", "sites=block.0", "-o", "method=matrix-free", "-o", "iterations=3"],
+    "layer-similarity": [],
     "leakage-audit": ["-o", "sites=block.0", "-o", "precisions=none", "-o", "noise=0,2"],
     "null-space-walk": ["-o", "steps=2", "-o", "iterations=3"],
     "orthogonal-walk": ["-o", "steps=2"],

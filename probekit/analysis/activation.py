@@ -37,13 +37,14 @@ class ActivationAnalysis(Analysis[OptionsT]):
         raise NotImplementedError(f"{type(self).__name__} does not implement finish()")
 
     def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
-        """A pass over the prompts for this analysis alone."""
+        """A pass over the prompts for a fresh analysis of these options alone."""
         from probekit.activations import LiveActivations
 
         source = LiveActivations(subject, lambda: [prompt.input_ids[0].tolist() for prompt in prompts], len(prompts))
-        sites = source.expand_sites(self.sites())
+        fresh = type(self)(self.options, self.context)  # what is called twice does not count twice
+        sites = source.expand_sites(fresh.sites())
         with self.context.progress("prompts", len(prompts)) as progress:
             for batch in source.batches(sites):
-                self.update(batch.only(sites))
+                fresh.update(batch.only(sites))
                 progress.step(len(batch.prompts))
-        return self.finish()
+        return fresh.finish()
