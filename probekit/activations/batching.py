@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Literal
 
 BATCH_TOKENS = 2048
-BATCH_BYTES = 256 * 2**20
+BATCH_BYTES = 128 * 2**20
 # So many prompts are looked at together, and sorted by their length.
 WINDOW = 1024
 

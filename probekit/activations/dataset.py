@@ -38,9 +38,13 @@ class ActivationDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> dict[str, torch.Tensor]:
         """Raises IndexError for a number beyond the end, UsageError if a shard is damaged."""
         if isinstance(index, slice):
-            return self._rows(torch.arange(*index.indices(len(self))))
-        numbers = torch.as_tensor(index)
-        if numbers.dtype == torch.bool or numbers.is_floating_point() or numbers.dim() > 1:
+            chosen = range(len(self))[index]
+            return self._rows(torch.arange(len(chosen)) * chosen.step + chosen.start)
+        try:
+            numbers = torch.as_tensor(index, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            numbers = torch.empty(0, 0)
+        if numbers.dtype == torch.bool or (numbers.is_floating_point() and numbers.numel()) or numbers.dim() > 1:
             raise TypeError(f"A dataset is indexed by a number, a slice, or a list of numbers; got {index!r}.")
         rows = self._rows(numbers.reshape(-1).long())
         return rows if numbers.dim() else {name: values[0] for name, values in rows.items()}

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +24,7 @@ INDEX = "index.jsonl"
 INPUT_IDS = "index/input_ids"
 PROMPTS = "index/prompts"
 POSITIONS = "index/positions"
+INDEX_BYTES = 3 * 8  # of a row, in the three above
 BATCHES = "index/batches"  # where each batch begins, and the number of rows at the end
 
 # bool, float8 and the like are not here: no activation is of them.
@@ -33,6 +36,14 @@ DTYPES = {
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
+
+
+def shard_header(manifest: Mapping[str, Any], number: int) -> dict[str, str]:
+    """The metadata of a shard: which one it is, and of which recording. One entry: safetensors writes several in an
+    order of its own each time.
+    """
+    known = {key: manifest[key] for key in ("schema", "model", "sites", "prompts")}
+    return {"probekit": json.dumps({**known, "shard": number}, sort_keys=True)}
 
 
 @contextmanager

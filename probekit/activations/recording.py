@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ from probekit.activations.format import (
     BATCHES,
     DTYPES,
     INDEX,
+    INDEX_BYTES,
     INPUT_IDS,
     MANIFEST,
     POSITIONS,
     PROMPTS,
     SCHEMA,
     VOCABULARY,
+    shard_header,
     shard_name,
 )
 from probekit.errors import UsageError
@@ -137,17 +140,41 @@ class Recording:
         Raises UsageError for a site that was not recorded, or a shard that is missing or damaged.
         """
         names = [self._checked(site) for site in sites]
-        for number in range(len(self.shards)):
+        missing = torch.ones(self.prompt_count, dtype=torch.bool)
+        for number, line in enumerate(self.shards):
             shard = self.shard(number, [INPUT_IDS, PROMPTS, POSITIONS, BATCHES, *names])
             starts = shard[BATCHES].tolist()
             for start, end in pairwise(starts):
                 rows = slice(start, end)
-                yield self._batch({name: tensor[rows] for name, tensor in shard.items()}, names)
+                batch = self._batch({name: tensor[rows] for name, tensor in shard.items()}, names, missing)
+                if batch is None:
+                    raise UsageError(
+                        f"The shard '{self.path / line['shard']}' is damaged: its index is not that of prompts in "
+                        "batches, each prompt once."
+                    )
+                yield batch
+        if bool(missing.any()):
+            raise UsageError(
+                f"The recording '{self.path}' is damaged: {int(missing.sum())} of its {len(missing)} prompts are not "
+                "in its shards."
+            )
 
-    def _batch(self, rows: Mapping[str, torch.Tensor], sites: Sequence[str]) -> ActivationBatch:
-        """Rows as a batch, padded on the right as it was captured."""
+    def _batch(
+        self, rows: Mapping[str, torch.Tensor], sites: Sequence[str], missing: torch.Tensor
+    ) -> ActivationBatch | None:
+        """Rows as a batch, padded on the right as it was captured, and its prompts no longer missing; None if the rows
+        are not those of prompts that were, or would make a larger batch than was recorded.
+        """
         prompts, lengths = torch.unique_consecutive(rows[PROMPTS], return_counts=True)
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        longest = int(lengths.max())
+        known = int(prompts.min()) >= 0 and int(prompts.max()) < len(missing) and len(prompts.unique()) == len(prompts)
+        small = len(prompts) == 1 or len(prompts) * longest <= self.manifest["storage"]["batch_tokens"]
+        if not known or not small or not bool(missing[prompts].all()):
+            return None
+        mask = torch.arange(longest) < lengths[:, None]
+        if not torch.equal(mask.nonzero()[:, 1], rows[POSITIONS]):
+            return None
+        missing[prompts] = False
         ids = torch.zeros(mask.shape, dtype=torch.long)
         ids[mask] = rows[INPUT_IDS]
         activations = {}
@@ -165,6 +192,8 @@ class Recording:
         path = self.path / shard_name(number)
         try:
             with safe_open(path, "pt") as file:
+                if file.metadata() != shard_header(self.manifest, number):
+                    raise UsageError(f"The shard '{path}' is not that of this recording; put its own back.")
                 tensors = {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise UsageError(f"The shard '{path}' is damaged or missing: {error}.") from None
@@ -223,7 +252,7 @@ class Recording:
 
     def _read_json(self, name: str) -> Any:
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            return json.loads((self.path / name).read_text(encoding="utf-8"), parse_constant=_refuse)
         except FileNotFoundError:
             raise UsageError(f"'{self.path}' is no recording: it has no {name}.") from None
         except OSError as error:
@@ -238,11 +267,15 @@ class Recording:
                 f"The recording '{self.path}' has another schema than {SCHEMA}; another version of probekit wrote it."
             )
         try:
-            counts = [manifest["blocks"], manifest["prompts"]["count"], manifest["prompts"]["tokens"]]
-            sizes = [size for site in manifest["sites"].values() for size in site["shape"]]
-            known = all(site["dtype"] in DTYPES for site in manifest["sites"].values())
-            sound = known and all(type(number) is int and number >= 0 for number in counts + sizes)
-            sound = sound and isinstance(manifest["model"], dict)
+            sites, prompts = list(manifest["sites"].values()), manifest["prompts"]
+            numbers = [manifest["blocks"], prompts["count"], prompts["tokens"], manifest["storage"]["batch_tokens"]]
+            numbers += [size for site in sites for size in site["shape"]]
+            sound = all(type(number) is int and number > 0 for number in numbers)
+            sound = sound and prompts["count"] <= prompts["tokens"] and len(sites) > 0
+            sound = sound and all(site["dtype"] in DTYPES and type(site["shape"]) is list for site in sites)
+            origin = manifest["origin"]
+            tables = [manifest["model"], origin, origin.get("model", {})]
+            sound = sound and all(isinstance(table, dict) for table in tables)
         except (KeyError, TypeError, AttributeError):
             sound = False
         if not sound:
@@ -250,13 +283,17 @@ class Recording:
         return manifest
 
     def _read_index(self) -> list[dict[str, Any]]:
-        """The lines of the shards that are there, up to the first that is not."""
+        """The lines of the shards that are there, up to the first that is not.
+
+        Raises UsageError for a shard that is smaller than its rows: whatever the index says, there is as much on disk.
+        """
         try:
             text = (self.path / INDEX).read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"The file '{self.path / INDEX}' is damaged: {error}.") from None
+        row = sum(DTYPES[site["dtype"]].itemsize * prod(site["shape"]) for site in self.manifest["sites"].values())
         lines: list[dict[str, Any]] = []
         *whole, _torn = text.split("\n")  # what a killed process left of its last line is no line
         for number, line in enumerate(whole):
@@ -269,10 +306,20 @@ class Recording:
                 sound = False
             if not sound:
                 raise UsageError(f"Line {number + 1} of '{self.path / INDEX}' is damaged: it is no shard's.")
-            if not (self.path / shard_name(number)).is_file():
+            path = self.path / shard_name(number)
+            if not path.is_file():
                 break
+            if path.stat().st_size < entry["tokens"] * (row + INDEX_BYTES):
+                raise UsageError(
+                    f"The shard '{path}' is damaged: it is smaller than the {entry['tokens']} rows that it should "
+                    "have; remove it, and go on by the `probekit record` command that began the recording."
+                )
             lines.append(entry)
         return lines
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _rising(starts: list[int], end: int) -> bool:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from probekit.activations.batching import BATCH_TOKENS, Numbered
+from probekit.activations.batching import BATCH_BYTES, BATCH_TOKENS, Numbered
 from probekit.activations.format import (
     BATCHES,
     DTYPES,
@@ -23,6 +28,7 @@ from probekit.activations.format import (
     PROMPTS,
     SCHEMA,
     VOCABULARY,
+    shard_header,
     shard_name,
     written_whole,
 )
@@ -31,7 +37,10 @@ from probekit.activations.recording import Recording
 from probekit.errors import AnalysisError, UsageError
 from probekit.subject import Subject
 
-SHARD_BYTES = 128 * 2**20
+# As much as a batch of a live model, so that both make the same batches.
+SHARD_BYTES = BATCH_BYTES
+# The temporary files of a call that was killed.
+LEFT = re.compile(r"\.[\w-]+\.(json|jsonl|safetensors)\.\d+\.tmp")
 
 Prompts = Callable[[], Iterable[Sequence[int]]]
 
@@ -71,18 +80,21 @@ def write(
     storage = storage or Storage()
     names = subject.expand_sites(sites)
     counted = _count(subject, prompts)
-    live = LiveActivations(subject, prompts, counted["count"], storage.batch_tokens, storage.shard_bytes)
     manifest = {
         "schema": SCHEMA,
         "model": dict(subject.facts),
         "blocks": len(subject.anatomy.blocks),
-        "sites": _described(live, next(iter(prompts())), names, storage),
+        "sites": names,
         "prompts": counted,
         "storage": asdict(storage),
         "origin": dict(origin or {}),
     }
-    manifest = _begin(path, manifest, subject)
-    _record(path, _Shards(subject, live, manifest), progress)
+    if not _begun(path, manifest):
+        described = _described(subject, next(iter(prompts())), names, storage)
+        _begin(path, manifest | {"sites": described}, subject)
+    recording = Recording(path, unfinished=True)
+    if not recording.complete:
+        _record(recording, _Shards(subject, prompts, recording.manifest), progress)
     return Recording(path)
 
 
@@ -91,7 +103,7 @@ def _count(subject: Subject, prompts: Prompts) -> dict[str, Any]:
     count, tokens, digest = 0, 0, hashlib.sha256()
     for ids in prompts():
         subject.check_ids(ids, f"number {count}")
-        digest.update(torch.tensor([len(ids), *ids]).numpy().tobytes())
+        digest.update(_bytes(ids))
         count += 1
         tokens += len(ids)
     if count == 0:
@@ -99,11 +111,25 @@ def _count(subject: Subject, prompts: Prompts) -> dict[str, Any]:
     return {"count": count, "tokens": tokens, "sha256": digest.hexdigest()}
 
 
+def _bytes(ids: Sequence[int]) -> bytes:
+    return torch.tensor([len(ids), *ids]).numpy().tobytes()
+
+
+def _unchanged(prompts: Prompts, counted: Mapping[str, Any]) -> Iterator[Sequence[int]]:
+    """The prompts once more. Raises UsageError at their end if they are not those that were counted."""
+    digest = hashlib.sha256()
+    for ids in prompts():
+        digest.update(_bytes(ids))
+        yield ids
+    if digest.hexdigest() != counted["sha256"]:
+        raise UsageError("The prompts have changed while they were recorded; record them anew, into another folder.")
+
+
 def _described(
-    live: LiveActivations, prompt: Sequence[int], sites: Sequence[str], storage: Storage
+    subject: Subject, prompt: Sequence[int], sites: Sequence[str], storage: Storage
 ) -> dict[str, dict[str, Any]]:
     """The shape of one token's activation at each site, and the dtype in which it is kept; from the first prompt."""
-    batch = live.batch([(0, prompt)], sites)
+    batch = LiveActivations(subject, list, 0).batch([(0, prompt)], sites)
     own = {site: str(batch[site].dtype).removeprefix("torch.") for site in sites}
     for site, dtype in own.items():
         if dtype not in DTYPES:
@@ -114,26 +140,43 @@ def _described(
     }
 
 
-def _begin(path: Path, manifest: dict[str, Any], subject: Subject) -> dict[str, Any]:
-    """Make the folder, or find in it the beginning of this very recording; returns its manifest as it is there."""
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises UsageError where the folder or a file in it cannot be written, because a disk is full for example."""
     try:
-        if (path / MANIFEST).is_file():
+        yield
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"The output '{path}' is not a directory that can be made; choose another.") from None
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"The output directory '{path}' cannot be written: {reason}.") from None
+
+
+def _begun(path: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether the beginning of this very recording is in the folder, or all of it; what killed calls left is removed.
+
+    Raises UsageError if there is something else.
+    """
+    with _writing(path):
+        begun = (path / MANIFEST).is_file()
+        if begun:
             _check_same(path, manifest)
-            for temporary in path.glob(".*.tmp"):
-                temporary.unlink()
-            return Recording(path, unfinished=True).manifest
-        if path.exists() and any(entry.name != VOCABULARY and entry.suffix != ".tmp" for entry in path.iterdir()):
+        entries = list(path.iterdir()) if path.exists() else []
+        left = [entry for entry in entries if LEFT.fullmatch(entry.name)]
+        if not begun and any(entry.name != VOCABULARY and entry not in left for entry in entries):
             raise UsageError(f"The output directory '{path}' exists and is not empty; choose another, or remove it.")
+        for temporary in left:
+            temporary.unlink()
+    return begun
+
+
+def _begin(path: Path, manifest: Mapping[str, Any], subject: Subject) -> None:
+    texts = subject.tokens(range(subject.vocabulary))
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        texts = subject.tokens(range(subject.vocabulary))
         _write_text(path / VOCABULARY, json.dumps(texts) + "\n")
         # Last: what has a manifest is a recording.
         _write_text(path / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False) + "\n")
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"The output '{path}' is not a directory that can be made; choose another.") from None
-    except OSError as error:
-        raise UsageError(f"The output directory '{path}' cannot be written: {error.strerror}.") from None
-    return manifest
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -141,9 +184,10 @@ def _write_text(path: Path, text: str) -> None:
         place.write_text(text, encoding="utf-8")
 
 
-def _check_same(path: Path, manifest: dict[str, Any]) -> None:
-    found = Recording(path, unfinished=True).manifest
-    was, now = (dict(_flat({**each, "model": {**each["model"], "device": None}})) for each in (found, _plain(manifest)))
+def _check_same(path: Path, manifest: Mapping[str, Any]) -> None:
+    found = Recording(path, unfinished=True)
+    both = (found.manifest | {"sites": found.sites}, json.loads(json.dumps(manifest)))
+    was, now = (dict(_flat({**each, "model": {**each["model"], "device": None}})) for each in both)
     changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
     if changed:
         key = changed[0]
@@ -152,10 +196,6 @@ def _check_same(path: Path, manifest: dict[str, Any]) -> None:
             f"The recording '{path}' was begun with another {key}: {was.get(key)!r} then, {now.get(key)!r} now{more}; "
             "go on with it as it was begun, or choose another output."
         )
-
-
-def _plain(document: Any) -> Any:
-    return json.loads(json.dumps(document))
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -167,30 +207,31 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class _Shards:
-    """The shards of a recording, in order: which prompts are in each, and its bytes."""
+    """The shards of a recording, in order: which prompts are in each, and its tensors."""
 
-    def __init__(self, subject: Subject, live: LiveActivations, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, subject: Subject, prompts: Prompts, manifest: Mapping[str, Any]) -> None:
         self._subject = subject
-        self._live = live
-        self._manifest = manifest
         self._sites: dict[str, dict[str, Any]] = manifest["sites"]
-        self.tokens: int = manifest["prompts"]["tokens"]
+        counted, storage = manifest["prompts"], manifest["storage"]
+        row = sum(DTYPES[site["dtype"]].itemsize * prod(site["shape"]) for site in self._sites.values())
+        self._most: int = storage["shard_bytes"] // row
+        batch_tokens = min(storage["batch_tokens"], self._most)
+        again = partial(_unchanged, prompts, counted)
+        self._live = LiveActivations(subject, again, counted["count"], batch_tokens, storage["shard_bytes"])
 
     def __iter__(self) -> Iterator[list[list[Numbered]]]:
         """Batches in groups that fill a shard, of one batch at least."""
-        shapes = (DTYPES[site["dtype"]].itemsize * torch.Size(site["shape"]).numel() for site in self._sites.values())
-        most = self._manifest["storage"]["shard_bytes"] // max(1, sum(shapes))
         shard: list[list[Numbered]] = []
         for batch in self._live.batches_of_prompts(list(self._sites)):
-            if shard and tokens_in([*shard, batch]) > most:
+            if shard and tokens_in([*shard, batch]) > self._most:
                 yield shard
                 shard = []
             shard.append(batch)
         if shard:
             yield shard
 
-    def write(self, shard: list[list[Numbered]], place: Path) -> None:
-        """Compute a shard and write it as a safetensors file."""
+    def tensors(self, shard: list[list[Numbered]]) -> dict[str, torch.Tensor]:
+        """Compute what a shard has in it."""
         size = tokens_in(shard)
         tensors = {
             site: torch.empty(size, *kept["shape"], dtype=DTYPES[kept["dtype"]]) for site, kept in self._sites.items()
@@ -207,11 +248,18 @@ class _Shards:
             tensors[PROMPTS][rows] = batch.row_prompts
             tensors[POSITIONS][rows] = batch.positions
         tensors[BATCHES] = torch.tensor(starts)
-        known = {"schema": SCHEMA, "model": self._manifest["model"], "sites": self._sites}
-        save_file(tensors, place, {"format": "pt", "probekit": json.dumps(known, sort_keys=True)})
+        return tensors
 
     def _kept(self, site: str, activations: torch.Tensor) -> torch.Tensor:
-        """Activations in the dtype of the recording. Raises AnalysisError if they are not finite, or too large."""
+        """Activations in the dtype of the recording. Raises AnalysisError if they are not finite, or too large, and
+        UsageError if they have another shape than the first prompt's.
+        """
+        shape = list(activations.shape[1:])
+        if shape != self._sites[site]["shape"]:
+            raise UsageError(
+                f"The site '{site}' has an activation of {self._sites[site]['shape']} for a token of the first prompt "
+                f"and of {shape} for another; choose one whose width does not depend on the prompt, such as a block."
+            )
         dtype = DTYPES[self._sites[site]["dtype"]]
         kept = activations.to("cpu", dtype)
         # A sum is finite only if every term is, and costs less than to look at each; it may overflow where none did.
@@ -229,21 +277,23 @@ def tokens_in(shard: Iterable[Sequence[Numbered]]) -> int:
     return sum(len(ids) for batch in shard for _, ids in batch)
 
 
-def _record(path: Path, shards: _Shards, progress: Callable[[int, int], None]) -> None:
+def _record(recording: Recording, shards: _Shards, progress: Callable[[int, int], None]) -> None:
     """Add the shards that are missing, each with its line in the index."""
-    recorded = Recording(path, unfinished=True).shards
-    lines = [json.dumps(line) for line in recorded]
-    _write_text(path / INDEX, "".join(f"{line}\n" for line in lines))  # without a line that was torn
+    path, recorded = recording.path, recording.shards
+    with _writing(path):  # without a line that was torn
+        _write_text(path / INDEX, "".join(f"{json.dumps(line)}\n" for line in recorded))
     done = 0
     for number, shard in enumerate(shards):
         if number >= len(recorded):
-            with written_whole(path / shard_name(number)) as place:
-                shards.write(shard, place)
-                with place.open("rb") as written:
-                    digest = hashlib.file_digest(written, "sha256").hexdigest()
-            size = {"prompts": sum(map(len, shard)), "tokens": tokens_in(shard)}
-            line = {"shard": shard_name(number), **size, "sha256": digest}
-            with (path / INDEX).open("ab", buffering=0) as index:
-                index.write(json.dumps(line).encode() + b"\n")
+            tensors = shards.tensors(shard)
+            with _writing(path):
+                with written_whole(path / shard_name(number)) as place:
+                    save_file(tensors, place, shard_header(recording.manifest, number))
+                    with place.open("rb") as written:
+                        digest = hashlib.file_digest(written, "sha256").hexdigest()
+                size = {"prompts": sum(map(len, shard)), "tokens": tokens_in(shard)}
+                line = {"shard": shard_name(number), **size, "sha256": digest}
+                with (path / INDEX).open("a", encoding="utf-8") as index:
+                    index.write(json.dumps(line) + "\n")
         done += tokens_in(shard)
-        progress(done, shards.tokens)
+        progress(done, recording.tokens)

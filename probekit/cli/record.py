@@ -28,7 +28,7 @@ class Size(click.ParamType[int]):
 
         try:
             found = int(value) if value.isdecimal() else int(convert_file_size_to_int(value))
-        except ValueError:
+        except (ValueError, OverflowError):
             found = 0
         if found < 1:
             self.fail(f"{value!r} is no size; expected for example 64MiB.", param, ctx)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from probekit.analysis import ActivationAnalysis, Options, parse_options
 from probekit.errors import UsageError, nearest
-from probekit.models.spec import ModelSpec
+from probekit.models.spec import ModelSpec, parse_spec
 from probekit.plugins import Plugins
 
 DEFAULT_PLUGIN = "gradient-inverter"
@@ -141,8 +141,7 @@ def _recorded_model(path: str, merged: Mapping[str, Any], sources: Mapping[str, 
                 f"({sources[key]}), or --activations."
             )
     model = Recording(path).manifest["origin"].get("model", {"name": "a recorded model"})
-    given = ModelSpec.model_validate({**model, **merged.get("model", {})})
-    if given != ModelSpec.model_validate(model):
+    if parse_spec(**{**model, **merged.get("model", {})}) != parse_spec(**model):
         raise UsageError(f"'{path}' is a recording of '{model['name']}'; leave out what says which model, or how.")
     return dict(model)
 

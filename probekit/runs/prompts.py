@@ -57,7 +57,10 @@ def _prompt(line: str, number: int, path: Path) -> str | list[int]:
     except (ValueError, RecursionError):
         raise UsageError(f"Line {number} of '{path}' is not JSON; expected one JSON value a line.") from None
     if isinstance(value, dict):
-        value = next((value[key] for key in ("input_ids", "prompt", "text") if key in value), None)
+        key = next((key for key in ("input_ids", "prompt", "text") if key in value), "")
+        value = value.get(key)
+        if isinstance(value, str) == (key == "input_ids"):  # a text is no ids, nor the other way round
+            value = None
     if isinstance(value, str) or (isinstance(value, list) and value and all(type(index) is int for index in value)):
         return value
     raise UsageError(

@@ -62,7 +62,7 @@ def record(
     listener = listener or Silent()
     spec = parse_spec(**(dict(model) if isinstance(model, Mapping) else {"name": os.fspath(model)}))
     file, texts = (Path(prompts), ()) if isinstance(prompts, str | os.PathLike) else (None, prompts)
-    if file is not None and file.is_fifo():
+    if file is not None and _is_pipe(file):
         raise UsageError(f"The prompts '{file}' are a pipe, and prompts are read more than once; write them to a file.")
     given = [_checked(prompt) for prompt in chain(texts, input_ids)]
     if file is None and not given:
@@ -91,6 +91,13 @@ def record(
     }
     expression = sites if isinstance(sites, str) else ",".join(sites)
     return write(subject, ids, expression, Path(output), origin=origin, storage=storage, progress=progress)
+
+
+def _is_pipe(file: Path) -> bool:
+    try:
+        return file.is_fifo()
+    except OSError:  # which reading it says in a sentence
+        return False
 
 
 def _checked(prompt: Any) -> str | Sequence[int]:
