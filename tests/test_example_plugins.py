@@ -273,7 +273,7 @@ def test_the_journal_lists_runs_that_are_done_or_failed_or_had_no_model(
     assert [entry["status"] for entry in (done, failed, never)] == ["done", "failed", "abandoned"]
     assert done["findings"] == {"logit-lens": probekit.read_run(folder / "done").result.finding}
     assert failed["failures"] == probekit.read_run(folder / "failed").failures
-    assert never["failures"]["model"].startswith("'no-model' is no folder here")
+    assert never["failures"]["run"].startswith("'no-model' is no folder here")
     assert not (folder / "never").exists()
 
     shown = run("-m", "probekit", "journal", "--status", "failed", cwd=tmp_path, environment=environment)

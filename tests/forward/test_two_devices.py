@@ -38,6 +38,7 @@ PLACEMENTS = (
 )
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "activation-statistics": {"sites": "embedding,blocks,logits"},
     "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 1, "sites": "block.1"},
     "exact-inverter": {"sites": "block.1", "proposals": 1, "rounding": "int8"},
     "frozen-head": {"steps": 2, "batch": 2, "length": 8, "initialisations": 1, "pieces": 10},
@@ -50,6 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "nearest_pull": 0.1,
     },
     "jacobian-spectrum": {"sites": "block.1", "method": "matrix-free", "iterations": 3, "probes": 2},
+    "layer-similarity": {"sites": "embedding,blocks,logits", "minibatch": 8},
     "leakage-audit": {"sites": "block.1", "precisions": ["none"], "noise": [0.0, 0.5]},
     "null-space-walk": {
         "steps": 1,

@@ -300,7 +300,7 @@ def somebodys_alarm() -> Iterator[list[int]]:
     """An alarm of somebody else, which must ring in the end."""
     rung: list[int] = []
     handler = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
-    timer = signal.setitimer(signal.ITIMER_REAL, 3)
+    timer = signal.setitimer(signal.ITIMER_REAL, 1.5)
     yield rung
     signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, *timer)
@@ -314,9 +314,9 @@ def test_one_that_hangs_ends_when_its_time_is_up(
     tiny_gpt2: Callable[..., Path],
     somebodys_alarm: list[int],
 ) -> None:
-    run = begin(*HANGING[behaviour], time_limit=1.0)
+    run = begin(*HANGING[behaviour], time_limit=0.5)
     assert set(run.failures) == {"hostile"}
-    assert run.failures["hostile"].startswith("It took longer than the 1 s that it was given")
+    assert run.failures["hostile"].startswith("It took longer than the 0.5 s that it was given")
     assert_others_unharmed(run, models, tiny_gpt2)
     deadline = time.monotonic() + 10
     while not somebodys_alarm and time.monotonic() < deadline:

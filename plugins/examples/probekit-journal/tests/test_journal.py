@@ -173,7 +173,7 @@ def test_a_run_that_has_no_model_is_abandoned_and_its_sentence_shown(run: Callab
         run("never", model=tmp_path / "no-model")
     (entry,) = listed()
     assert (entry["status"], entry["remark"], entry["findings"]) == ("abandoned", "", {})
-    assert entry["failures"] == {"model": str(raised.value)}
+    assert entry["failures"] == {"run": str(raised.value)}
     assert not Path(entry["directory"]).exists()
     assert printed("--status", "abandoned").stdout.splitlines()[1:3] == [
         f"    {tmp_path / 'never'}",
@@ -239,7 +239,7 @@ def test_a_prompt_that_the_model_does_not_take_abandons_a_run_too(run: Callable[
         run("prompts", input_ids=[[999]])
     (entry,) = listed()
     assert entry["status"] == "abandoned"
-    assert "outside the vocabulary" in entry["failures"]["model"]
+    assert "outside the vocabulary" in entry["failures"]["run"]
 
 
 def test_damaged_lines_are_counted_and_the_rest_is_shown(run: Callable[..., Any], file: Path) -> None:
