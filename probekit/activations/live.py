@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ class LiveActivations:
         batch_bytes: int = BATCH_BYTES,
     ) -> None:
         """`prompts` gives the token ids of every prompt, each time that it is called. A batch has at most so many
-        tokens, padding counted, and about so many bytes of activations in fp32; one prompt at least.
+        tokens, padding counted, and about so many bytes in fp32 if every block were captured; one prompt at least.
         """
         self._subject = subject
         self._prompts = prompts
@@ -43,12 +42,13 @@ class LiveActivations:
 
     def batches_of_prompts(self, sites: Sequence[str]) -> Iterator[list[Numbered]]:
         """The numbered prompts that go into one batch for these sites, batch after batch."""
-        axes = [self._subject.axes(site) for site in sites]
-        figures = sum(prod(axis for axis in names if isinstance(axis, int)) for names in axes)
-        tokens = min(self._batch_tokens, self._batch_bytes // (4 * max(1, figures)))
-        mix: Mix = "any" if self._subject.takes_padding(sites) else "one length"
-        if any("batch" not in names for names in axes):
+        subject = self._subject
+        mix: Mix = "any" if subject.takes_padding(sites) else "one length"
+        if any("batch" not in subject.axes(site) for site in sites):
             mix = "one prompt"
+        # As for every block, whatever the sites: so a batch does not depend on who else shares the pass.
+        figures = subject.width * (len(subject.anatomy.blocks) + 2)
+        tokens = min(self._batch_tokens, self._batch_bytes // (4 * figures))
         return Batching(tokens, mix).batches(self._prompts())
 
     def batches(self, sites: Sequence[str]) -> Iterator[ActivationBatch]:

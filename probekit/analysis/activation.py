@@ -24,7 +24,12 @@ class ActivationAnalysis(Analysis[OptionsT]):
     is used.
     """
 
-    def sites(self) -> str:
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "run" in vars(cls):
+            raise TypeError(f"{cls.__name__} implements run(), which nobody calls; implement update() and finish()")
+
+    def sites(self) -> str | Sequence[str]:
         """The sites that are captured for it: those of its options of the type `Sites`, or every block."""
         return ",".join(site_expressions(self.options)) or "blocks"
 
@@ -42,7 +47,8 @@ class ActivationAnalysis(Analysis[OptionsT]):
 
         source = LiveActivations(subject, lambda: [prompt.input_ids[0].tolist() for prompt in prompts], len(prompts))
         fresh = type(self)(self.options, self.context)  # what is called twice does not count twice
-        sites = source.expand_sites(fresh.sites())
+        named = fresh.sites()
+        sites = source.expand_sites(named if isinstance(named, str) else ",".join(named))
         with self.context.progress("prompts", len(prompts)) as progress:
             for batch in source.batches(sites):
                 fresh.update(batch.only(sites))

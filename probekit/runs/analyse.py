@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probekit.analysis import ActivationAnalysis, Analysis, Context
 from probekit.analysis.context import Progress
@@ -20,13 +20,13 @@ from probekit.runs.config import Resolved
 from probekit.runs.containment import Containment, limits_time
 from probekit.runs.directory import RunDirectory
 from probekit.runs.keeping import draw, explain, finish_page, save
-from probekit.runs.loaded import Loaded
 from probekit.runs.out_of_memory import sentence as explain_memory
 from probekit.runs.outcome import Run
 from probekit.runs.recorder import Recorder
+from probekit.runs.repair import Repair, no_hooks_everywhere
 
-# What an analysis could put something else in place of, beside what is on the model.
-PARTS = ("model", "tokenizer", "anatomy", "facts")
+if TYPE_CHECKING:
+    from probekit.activations import ActivationSource
 
 
 class Analyses:
@@ -38,7 +38,7 @@ class Analyses:
         manifest: dict[str, Any],
         resolved: Resolved,
         recorder: Recorder,
-        loaded: Loaded,
+        repair: Repair,
         seconds_between_saves: float,
         time_limit: float | None,
     ) -> None:
@@ -46,7 +46,7 @@ class Analyses:
         self._manifest = manifest
         self._resolved = resolved
         self._recorder = recorder
-        self._loaded = loaded
+        self._repair = repair
         self._seconds_between_saves = seconds_between_saves
         self._time_limit = time_limit
         self._stop = StopFlag()
@@ -64,7 +64,7 @@ class Analyses:
                     continue
                 self._directory.write_json("run.json", self._manifest)
                 try:
-                    if issubclass(self._resolved.analyses[names[0]], ActivationAnalysis):
+                    if _shares(self._resolved.analyses[names[0]]):
                         self._share(waiting)
                     else:
                         self._run(names[0])
@@ -85,13 +85,12 @@ class Analyses:
     # --- one that has the subject to itself --------------------------------------------------------------------------
 
     def _run(self, name: str) -> None:
-        member, subject = self._member(name), self._loaded.subject
-        if subject is None:
-            raise TypeError(f"{name} needs the model, and was given a recording")  # refused when a run is configured
+        member = self._member(name)
         try:
             with self._without_trace([member]), self._judged(member):
                 with member.containment.within():
-                    result = member.analysis.run(subject, [prompt.copy() for prompt in self._loaded.prompts])
+                    prompts = [prompt.copy() for prompt in self._repair.loaded.prompts]
+                    result = member.made().run(self._repair.subject, prompts)
                 self._keep(member, result)
         finally:
             self._clock([member])
@@ -105,70 +104,68 @@ class Analyses:
         try:
             with self._without_trace(members):
                 for member in members:
-                    with self._judged(member), member.containment.within():
-                        member.sites = self._loaded.source.expand_sites(_consumer(member).sites())
-                self._pass([member for member in members if not member.failed])
-                for member in members:
-                    if not member.failed:
-                        with self._judged(member):
-                            with member.containment.within():
-                                result = _consumer(member).finish()
-                            self._keep(member, result)
+                    with self._judged(member), no_hooks_everywhere(), member.containment.within():
+                        member.sites = self._source.expand_sites(_expression(member.consumer().sites()))
+                self._pass(members)
+                for member in _left(members):
+                    with self._judged(member), no_hooks_everywhere():
+                        with member.containment.within():
+                            result = member.consumer().finish()
+                        self._keep(member, result)
         finally:
             own = sum(member.containment.seconds for member in members)
             self._clock(members, time.perf_counter() - began - own)
 
     def _pass(self, members: Sequence[_Member]) -> None:
         """The batches of one pass to each of them, until none of them wants more."""
-        if not members:
-            return
-        sites = list(dict.fromkeys(site for member in members for site in member.sites))
-        source = self._loaded.source
-        progress = Progress(self._recorder, self._store(members[0].name), "prompts", source.prompt_count)
-        begun = False
-        try:
-            for batch in source.batches(sites):
-                begun = True
-                for member in members:
-                    if not member.failed:
-                        with self._judged(member), member.containment.within():
-                            _consumer(member).update(batch.only(member.sites))
-                if all(member.failed for member in members):
-                    return
-                progress.step(len(batch.prompts))
-        except Exception as error:  # of the forward pass, or of a recording that is damaged
-            if not begun and len(members) > 1:
-                self._try_alone(members)
-            if begun or not any(member.failed for member in members):
-                for member in members:
-                    if not member.failed:
+        while waiting := _left(members):
+            sites = list(dict.fromkeys(site for member in waiting for site in member.sites))
+            progress = Progress(self._recorder, self._store(waiting[0].name), "prompts", self._source.prompt_count)
+            begun = False
+            try:
+                for batch in self._source.batches(sites):
+                    begun = True
+                    for member in _left(waiting):
+                        with self._judged(member), no_hooks_everywhere(), member.containment.within():
+                            member.consumer().update(batch.only(member.sites))
+                    if not _left(waiting):
+                        return
+                    progress.step(len(batch.prompts))
+                return
+            except Exception as error:  # of the forward pass, or of a recording that is damaged
+                if not begun and len(waiting) > 1:
+                    self._try_alone(waiting)
+                if begun or len(_left(waiting)) == len(waiting):
+                    for member in _left(waiting):
                         self._fail(member, error)
-        if not begun:
-            self._pass([member for member in members if not member.failed])
 
     def _try_alone(self, members: Sequence[_Member]) -> None:
         """Whose sites are the reason that a pass cannot begin: the first batch for each of them alone tells."""
         for member in members:
             with self._judged(member):
-                next(iter(self._loaded.source.batches(member.sites)))
+                next(iter(self._source.batches(member.sites)))
 
     # --- each of them ------------------------------------------------------------------------------------------------
+
+    @property
+    def _source(self) -> ActivationSource:
+        return self._repair.loaded.source
 
     def _member(self, name: str) -> _Member:
         config, analysis = self._resolved.config, self._resolved.analyses[name]
         context = Context(config.seed, name, self._recorder, self._store(name), self.outcome.results)
         containment = Containment(name, config.seed, self._recorder.message, self._time_limit)
-        return _Member(name, analysis(self._resolved.options[name], context), containment)
+        return _Member(name, lambda: analysis(self._resolved.options[name], context), containment)
 
     def _store(self, name: str) -> FileStore:
         return FileStore(self._directory, name, self._stop, self._seconds_between_saves)
 
     def _keep(self, member: _Member, result: object) -> None:
         """Save a result, and draw its page: the plugin's own code as well."""
-        saved = save(member.analysis, result, self._directory)
+        saved = save(member.made(), result, self._directory)
         member.saved = True
         with member.containment.within():
-            page = draw(member.analysis, saved)
+            page = draw(member.made(), saved)
         finish_page(page, saved, member.containment.lines_printed, self._directory)
         self.outcome.results[member.name] = saved
         self._manifest["analyses"][member.name] = {"status": "done"}
@@ -180,7 +177,9 @@ class Analyses:
         """What is raised while open is the failure of this analysis; but for an interrupt, which is the run's."""
         try:
             yield
-        except (Exception, SystemExit) as error:  # a plugin may call sys.exit()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may even call sys.exit()
             self._fail(member, error)
 
     def _fail(self, member: _Member, error: BaseException) -> None:
@@ -192,9 +191,9 @@ class Analyses:
             text = "".join(traceback.format_exception(error))
             self._directory.write(trace, text.encode(errors="backslashreplace"))
             self._recorder.message(f"The traceback of {name} is in {trace}.")
-        subject, prompts = self._loaded.subject, self._loaded.prompts
-        if out_of_memory(error) and subject is not None:
-            sentence = explain_memory(error, subject, prompts, self._resolved.options[name])
+        loaded = self._repair.loaded
+        if out_of_memory(error) and loaded.subject is not None:
+            sentence = explain_memory(error, loaded.subject, loaded.prompts, self._resolved.options[name])
         else:
             sentence = explain(error)
         if member.saved:
@@ -213,55 +212,60 @@ class Analyses:
 
     @contextmanager
     def _without_trace(self, members: Sequence[_Member]) -> Iterator[None]:
-        """The model as it was, afterwards; those who left something on it have failed."""
-        if self._loaded.subject is None:
-            yield
-            return
-        from probekit.forward import Trace
+        """The subject as it was, afterwards; those who left something on its model have failed."""
+        interrupted = False
 
-        subject = self._loaded.subject
-        trace, parts = Trace(subject.model), {name: getattr(subject, name) for name in PARTS}
-        try:
-            yield
-        finally:
-            for name, part in parts.items():
-                setattr(subject, name, part)
-            found, whole = trace.put_back()
-            if found:
-                self._blame(members, found, whole)
+        def blame(left: str) -> None:
+            who = "It" if len(members) == 1 else f"One of {', '.join(member.name for member in members)}"
+            if interrupted:  # what it has computed so far may still be of use to a resumed run
+                self._recorder.message(f"{members[0].name} was interrupted and {left}.")
+                return
+            for member in members:
+                self._directory.forget(member.name)
+                member.saved = False
+                self._fail(member, AnalysisError(f"{who} {left}, and the result is not kept."))
 
-    def _blame(self, members: Sequence[_Member], found: Sequence[str], whole: bool) -> None:
-        """What was left on the model is the failure of who had it; it is put back already but for weights."""
-        left = f"left something on the model: {'; '.join(found)}"
-        mended = "It was put back"
-        if not whole and self._loaded.again is not None:
-            again = self._loaded.again
-            self._loaded = Loaded(self._loaded.source, self._loaded.facts)  # so that there are not two in memory
-            self._loaded = again()
-            mended = "The model was loaded again"
-        for member in members:
-            who = "It" if len(members) == 1 else f"One of {', '.join(other.name for other in members)}"
-            self._directory.forget(member.name)
-            member.saved = False
-            self._fail(member, AnalysisError(f"{who} {left}. {mended}, and the result is not kept."))
+        with self._repair.afterwards(blame):
+            try:
+                yield
+            except KeyboardInterrupt:
+                interrupted = True
+                raise
 
 
 @dataclass
 class _Member:
-    """One analysis while it is carried out."""
+    """One analysis while it is carried out; it is made when it is first asked for, since that is its own code too."""
 
     name: str
-    analysis: Analysis[Any]
+    make: Callable[[], Analysis[Any]]
     containment: Containment
     sites: Sequence[str] = ()
     saved: bool = False
     failed: bool = False
+    _analysis: Analysis[Any] | None = None
+
+    def made(self) -> Analysis[Any]:
+        self._analysis = self._analysis or self.make()
+        return self._analysis
+
+    def consumer(self) -> ActivationAnalysis[Any]:
+        analysis = self.made()
+        if not isinstance(analysis, ActivationAnalysis):
+            raise TypeError(f"{self.name} consumes no activations")
+        return analysis
 
 
-def _consumer(member: _Member) -> ActivationAnalysis[Any]:
-    if not isinstance(member.analysis, ActivationAnalysis):
-        raise TypeError(f"{member.name} consumes no activations")
-    return member.analysis
+def _left(members: Sequence[_Member]) -> list[_Member]:
+    return [member for member in members if not member.failed]
+
+
+def _expression(sites: object) -> str:
+    """A site expression from what `sites()` returned: an expression, or a list of them."""
+    parts = [sites] if isinstance(sites, str) else sites
+    if not isinstance(parts, list | tuple) or not parts or not all(isinstance(part, str) and part for part in parts):
+        raise AnalysisError(f"Its sites() returned {sites!r}; expected a site expression such as 'block.3', or a list.")
+    return ",".join(parts)
 
 
 def _waits(entry: Mapping[str, Any]) -> bool:
@@ -269,10 +273,20 @@ def _waits(entry: Mapping[str, Any]) -> bool:
 
 
 def _sharing(analyses: Mapping[str, type[Any]]) -> Iterator[list[str]]:
-    """Names of analyses in the order in which they run; those that share a pass are one group, where the first is."""
-    sharing = [name for name, analysis in analyses.items() if issubclass(analysis, ActivationAnalysis)]
-    for name in analyses:
-        if name not in sharing:
+    """Names of analyses in the order in which they run; those that share a pass are one group, where the first is.
+
+    Those that read others' results, which come last, share a pass of their own.
+    """
+    groups: dict[bool, list[str]] = {False: [], True: []}
+    for name, analysis in analyses.items():
+        if _shares(analysis):
+            groups[bool(analysis.consumes)].append(name)
+    for name, analysis in analyses.items():
+        if not _shares(analysis):
             yield [name]
-        elif name == sharing[0]:
-            yield sharing
+        elif name == groups[bool(analysis.consumes)][0]:
+            yield groups[bool(analysis.consumes)]
+
+
+def _shares(analysis: type[Any]) -> bool:
+    return issubclass(analysis, ActivationAnalysis)

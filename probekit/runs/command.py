@@ -18,7 +18,7 @@ def command_line(resolved: Resolved) -> str:
     """`probekit run …` with every value that is not its default, quoted for a POSIX shell."""
     config = resolved.config
     if len(config.prompts) + len(config.input_ids) > PROMPTS_SAID:
-        return "probekit run --config config.toml"
+        return "probekit run --config config.toml  # in the run's folder: there are too many prompts to name here"
     if config.activations is not None:
         words = ["probekit", "run", "--activations", config.activations]
     else:

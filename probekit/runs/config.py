@@ -104,7 +104,8 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -
             sources.pop(key, None)
     recorded = merged.get("activations")
     if recorded is not None:
-        merged["model"] = _recorded_model(recorded, merged, sources)
+        merged["activations"] = recorded = str(Path(recorded).absolute())  # config.toml is read from other folders too
+        merged.update(_recorded_values(recorded, merged, sources))
     elif not merged.get("prompts") and not merged.get("input_ids"):
         merged["prompts"] = [DEFAULT_PROMPT]
     names = list(dict.fromkeys(merged.get("plugins", [DEFAULT_PLUGIN])))
@@ -130,8 +131,11 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -
     return Resolved(config, analyses, options, sources)
 
 
-def _recorded_model(path: str, merged: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
-    """The model that a recording is of. Raises UsageError if another one is asked for beside it, or prompts are."""
+def _recorded_values(path: str, merged: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
+    """What a recording says of a configuration: its model, and whether there are special tokens.
+
+    Raises UsageError if something else is asked for beside it, or prompts are.
+    """
     from probekit.activations import Recording
 
     for key in ("prompts", "input_ids"):
@@ -140,10 +144,16 @@ def _recorded_model(path: str, merged: Mapping[str, Any], sources: Mapping[str, 
                 f"The prompts of '{path}' are those that were recorded; leave out {key.replace('_', '-')} "
                 f"({sources[key]}), or --activations."
             )
-    model = Recording(path).manifest["origin"].get("model", {"name": "a recorded model"})
+    origin = Recording(path).manifest["origin"]
+    model = origin.get("model", {"name": "a recorded model"})
     if parse_spec(**{**model, **merged.get("model", {})}) != parse_spec(**model):
         raise UsageError(f"'{path}' is a recording of '{model['name']}'; leave out what says which model, or how.")
-    return dict(model)
+    special = bool(origin.get("special_tokens", True))
+    if sources.get("special_tokens") == "command line" and merged["special_tokens"] != special:
+        raise UsageError(
+            f"'{path}' was recorded {'with' if special else 'without'} special tokens; leave them out here."
+        )
+    return {"model": dict(model), "special_tokens": special}
 
 
 def _check_consumers(found: Mapping[str, type[Any]], plugins: Plugins) -> None:

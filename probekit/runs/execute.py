@@ -28,6 +28,7 @@ from probekit.runs.loaded import Loaded, load
 from probekit.runs.outcome import Run
 from probekit.runs.recorder import Recorder
 from probekit.runs.render import render
+from probekit.runs.repair import Repair
 from probekit.runs.versions import versions
 
 DEFAULT_FOLDER = Path("probekit-runs")
@@ -109,11 +110,11 @@ def execute(
     directory = RunDirectory.create(output or default_output(resolved), files)
     recorder = Recorder(directory, listener or Silent())
     try:
-        loaded = _load(directory, manifest, resolved, plugins, recorder, resumed=False)
+        repair = _load(directory, manifest, resolved, plugins, recorder, resumed=False)
     except BaseException:
         directory.discard()
         raise
-    return _analyse(directory, manifest, resolved, plugins, recorder, loaded, seconds_between_saves, time_limit)
+    return _analyse(directory, manifest, resolved, plugins, recorder, repair, seconds_between_saves, time_limit)
 
 
 def resume(
@@ -146,8 +147,8 @@ def resume(
         raise UsageError(f"The run '{path}' was begun with other packages: {', '.join(changed)}; start it anew.")
     directory.sweep()
     recorder = Recorder(directory, listener or Silent())
-    loaded = _load(directory, manifest, resolved, plugins, recorder, resumed=True)
-    return _analyse(directory, manifest, resolved, plugins, recorder, loaded, seconds_between_saves, time_limit)
+    repair = _load(directory, manifest, resolved, plugins, recorder, resumed=True)
+    return _analyse(directory, manifest, resolved, plugins, recorder, repair, seconds_between_saves, time_limit)
 
 
 def _load(
@@ -157,7 +158,7 @@ def _load(
     plugins: Plugins,
     recorder: Recorder,
     resumed: bool,
-) -> Loaded:
+) -> Repair:
     """What the analyses work on, and what is known of it written into the manifest; plugins are told that a run begins,
     and that it came to nothing if it does.
     """
@@ -166,7 +167,7 @@ def _load(
     for sentence in told:
         recorder.message(sentence)
     with _told_if_abandoned(directory, manifest, plugins, recorder):
-        return _checked(directory, manifest, resolved, plugins)
+        return Repair(_checked(directory, manifest, resolved, plugins))
 
 
 @contextmanager
@@ -219,13 +220,13 @@ def _analyse(
     resolved: Resolved,
     plugins: Plugins,
     recorder: Recorder,
-    loaded: Loaded,
+    repair: Repair,
     seconds_between_saves: float,
     time_limit: float | None,
 ) -> Run:
     """Every analysis that is not done yet, then the report."""
     manifest["status"] = "running"
-    analyses = Analyses(directory, manifest, resolved, recorder, loaded, seconds_between_saves, time_limit)
+    analyses = Analyses(directory, manifest, resolved, recorder, repair, seconds_between_saves, time_limit)
     outcome = analyses.outcome
     with _told_if_abandoned(directory, manifest, plugins, recorder):
         whole = analyses.carry_out()

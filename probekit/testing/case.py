@@ -58,7 +58,9 @@ class Case:
             return self.run_unjudged(subject)
         except ProbekitError as error:
             raise CannotJudgeError(f"run() refused the tiny model: {sentence(str(error))} {HINT}") from None
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # such as SystemExit or asyncio.CancelledError
             raise CannotJudgeError(f"run() raised {self.described(error)}") from None
 
     def run_unjudged(self, subject: Subject) -> Ran:

@@ -49,7 +49,9 @@ def checks(analysis: type[Any], options: Mapping[str, Any] | None = None, /, *, 
             problems = tuple(check(case))
         except CannotJudgeError as error:
             problems = (str(error),)
-        except (Exception, SystemExit) as error:  # such as an attribute of the class that is of the wrong kind
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # such as an attribute of the class that is of the wrong kind
             problems = (sentence(f"The check came to no end: {case.described(error)}"),)
         yield Check(name, promise, problems)
         if problems and check is loads:

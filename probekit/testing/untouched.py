@@ -9,20 +9,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
     """Everything of a model that an analysis must leave as it was, in a form that compares with `==`.
@@ -33,17 +19,15 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     import torch
     from torch.nn.modules import module as everywhere
 
+    from probekit.forward.trace import GLOBAL_HOOKS, HOOKS
+
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     found: dict[str, Any] = {
-        "hooks of every module": {
-            name: [list(getattr(everywhere, name))]
-            for name in dir(everywhere)
-            if name.startswith("_global_") and name.endswith("_hooks")
-        },
+        "hooks of every module": {name: [list(getattr(everywhere, name))] for name in GLOBAL_HOOKS},
         "hooks": {
             (name, kind): [(key, id(hook)) for key, hook in getattr(part, kind).items()]
             for name, part in modules.items()
-            for kind in _HOOKS
+            for kind in HOOKS
         },
         "forward methods": {
             name: id(vars(part)["forward"]) for name, part in modules.items() if "forward" in vars(part)

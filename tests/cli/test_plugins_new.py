@@ -4,6 +4,7 @@ in tests/test_new_plugin.py.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -110,7 +111,12 @@ def test_names_are_made_from_one(
         ("json", "There is a Python package 'json' already"),
         ("torch", "There is a Python package 'torch' already; choose another name, such as my-torch."),
         ("probekit", "There is a Python package 'probekit' already"),
-        ("tests", "There is a Python package 'tests' already"),
+        ("pytest", "There is a Python package 'pytest' already"),
+        ("tests", "A plugin's folder has a place of its own for 'tests'; choose another name, such as my-tests."),
+        ("conftest", "A plugin's folder has a place of its own for 'conftest'; choose another name"),
+        ("build", "A plugin's folder has a place of its own for 'build'"),
+        ("dist", "A plugin's folder has a place of its own for 'dist'"),
+        ("License", "A plugin's folder has a place of its own for 'license'"),
         ("n" * 31, "has 31 characters; choose one of at most 30."),
     ],
 )
@@ -119,6 +125,16 @@ def test_a_name_that_is_none_or_taken_is_refused(probekit_cli: Any, tmp_path: Pa
     assert ended.code == 2
     assert message in ended.sentence
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["test-norms", "norms-test", "fixtures"])
+def test_a_name_like_that_of_a_test_makes_tests_that_start(probekit_cli: Any, tmp_path: Path, name: str) -> None:
+    assert probekit_cli("plugins", "new", name).code == 0
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", f"./{name}"]
+    environment = {**os.environ, "PYTHONPATH": os.fspath(tmp_path / name)}
+    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "3 tests collected" in ended.stdout
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(probekit_cli: Any, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ PASS = "pass"
 FAILING: dict[str, tuple[str, str, str]] = {
     "raises": ("raise RuntimeError('no way')", PASS, "RuntimeError: no way"),
     "exits": ("sys.exit(0)", PASS, "SystemExit: 0"),
+    "is cancelled": ("import asyncio; raise asyncio.CancelledError('away')", PASS, "CancelledError: away"),
     "recurses": ("def f(): f()\nf()", PASS, "RecursionError"),
     "returns nothing": ("return None", PASS, "The analysis returned a NoneType; expected a probekit.Result."),
     "returns NaN": (
@@ -153,6 +154,8 @@ ENDURED: dict[str, tuple[str, str]] = {
     "prints without end": ("for number in range(1000): print('line', number)", PASS),
     "writes to the process's standard output": ("os.write(1, b'raw bytes')", PASS),
     "changes the prompts": ("prompts[0].input_ids.zero_(); prompts[0].tokens.clear(); prompts.clear()", PASS),
+    "covers a method of the subject": ("subject.capture = subject.encode = lambda *_: 1 / 0", PASS),
+    "changes the subject's lists": ("subject.anatomy.blocks.reverse(); subject.facts['dtype'] = 'none'", PASS),
     "changes the subject": ("subject.tokenizer = subject.anatomy = None; subject.facts = {}", PASS),
     "goes elsewhere": ("os.chdir('/')", "os.chdir('/')"),
     "changes torch's defaults": (
@@ -275,6 +278,79 @@ def test_of_what_is_printed_without_end_the_first_lines_are_kept(begin: Callable
     assert len(events) == 21
     assert "not kept" in events[-1]
     assert "the analysis printed 1000 lines" in run.report_path.read_text(encoding="utf-8")
+
+
+def test_a_loader_that_gives_the_changed_model_again_is_found_out(
+    install_plugin: Callable[..., Path], tiny_gpt2: Callable[..., Path], tmp_path: Path
+) -> None:
+    loader = """
+import probekit
+kept = []
+@probekit.hookimpl
+def probekit_load_model(spec):
+    if not spec.name.startswith("kept:"):
+        return None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    if not kept:
+        name = spec.name.removeprefix("kept:")
+        kept.append((AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)))
+    return kept[0]
+"""
+    for name in ("before", "after"):
+        install_plugin(name, GOOD.format(name=name))
+    install_plugin("keeping", loader)
+    does = indented("with torch.no_grad(): weight.add_(1)")
+    install_plugin("hostile", HOSTILE.format(run=does, report=indented(PASS)))
+    run = probekit.run(
+        f"kept:{tiny_gpt2()}", ["before", "hostile", "after"], ["The sky is blue."], output=tmp_path / "run"
+    )
+    assert set(run.results) == {"before"}
+    assert "It could not be loaded again" in run.failures["hostile"]
+    assert "could not be had again" in run.failures["after"]
+
+
+def test_an_interrupted_analysis_keeps_its_state_whatever_it_left(
+    install_plugin: Callable[..., Path], tiny_gpt2: Callable[..., Path], tmp_path: Path
+) -> None:
+    does = """
+self.context.stage("first", lambda: {"a": torch.ones(1)})
+if not getattr(type(self), "interrupted", False):
+    type(self).interrupted = True
+    block.register_forward_hook(lambda *_: None)
+    raise KeyboardInterrupt
+"""
+    install_plugin("hostile", HOSTILE.format(run=indented(does), report=indented(PASS)))
+    with pytest.raises(KeyboardInterrupt):
+        probekit.run(tiny_gpt2(), ["hostile"], ["The sky is blue."], output=tmp_path / "run")
+    statuses = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["analyses"]
+    assert statuses == {"hostile": {"status": "interrupted"}}
+    assert any((tmp_path / "run" / "analyses" / "hostile" / "state").iterdir())
+    assert "was interrupted and left something on the model" in (tmp_path / "run" / "events.jsonl").read_text("utf-8")
+    assert probekit.resume(tmp_path / "run").status == "done"
+
+
+def test_two_models_are_never_held_at_once(
+    begin: Callable[..., probekit.Run], models: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gc
+    import weakref
+
+    held: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    own = loaded._live
+
+    def live(*given: Any) -> Any:
+        models.clear()
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in held))
+        result = own(*given)
+        assert result.subject is not None
+        held.append(weakref.ref(result.subject.model))
+        return result
+
+    monkeypatch.setattr(loaded, "_live", live)
+    assert "loaded again" in begin(FAILING["changes a weight"][0]).failures["hostile"]
+    assert alive == [0, 0]
 
 
 # --- one that hangs --------------------------------------------------------------------------------------------------

@@ -108,6 +108,54 @@ class Never(Mean):
         return "idle"
 
 
+class Unmade(Mean):
+    """Raises when it is made."""
+
+    name = "unmade"
+
+    def __init__(self, options, context=None):
+        raise ValueError("not today")
+
+
+class Listing(Mean):
+    """Gives its sites as a list."""
+
+    name = "listing"
+
+    def sites(self):
+        return ["block.0", "block.1"]
+
+
+class Rubbish(Mean):
+    """Gives no sites."""
+
+    name = "rubbish"
+
+    def sites(self):
+        return None
+
+
+class Hooking(Mean):
+    """Leaves a hook on every module."""
+
+    name = "hooking"
+
+    def spoil(self, batch):
+        from torch.nn.modules import module as everywhere
+
+        everywhere.register_module_forward_hook(lambda *_: None)
+
+
+class Reading(Mean):
+    """Reads what the others found."""
+
+    name = "reading"
+    consumes = ("metrics",)
+
+    def finish(self):
+        return probekit.Result(finding=f"After {', '.join(self.context.results)}.")
+
+
 class Size(probekit.Analysis[probekit.Options]):
     """Has the subject to itself."""
 
@@ -122,7 +170,9 @@ class Size(probekit.Analysis[probekit.Options]):
 
 @probekit.hookimpl
 def probekit_analyses():
-    return [Mean, Spoiling, Raising, Unfinished, Nowhere, Never, Size]
+    return [
+        Mean, Spoiling, Raising, Unfinished, Nowhere, Never, Unmade, Listing, Rubbish, Hooking, Reading, Size
+    ]
 '''
 # Lengths that make two batches, with padding, of what SMALL allows.
 PROMPTS = ["The sky is blue.", "Once upon a time, there was a girl", "What", "A layer of the model knows"]
@@ -217,6 +267,9 @@ def test_run_by_hand_it_finds_the_same(begin: Callable[..., probekit.Run], tiny_
         ("unfinished", "SystemExit: 4"),
         ("nowhere", "There is no site 'block.99'"),
         ("never", "There is no site 'idle'"),
+        ("unmade", "ValueError: not today"),
+        ("rubbish", "Its sites() returned None; expected a site expression"),
+        ("hooking", "It left hooks of every module. They were taken off"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
@@ -284,7 +337,7 @@ def test_one_batch_is_held_at_a_time(tiny_gpt2: Callable[..., Path]) -> None:
     subject = probekit.load(str(tiny_gpt2()))
     prompts = [[1 + number % 50] * 20 for number in range(60)]
     held: list[weakref.ref[torch.Tensor]] = []
-    for batch in LiveActivations(subject, lambda: prompts, len(prompts)).batches(["blocks", "norm"][1:]):
+    for batch in LiveActivations(subject, lambda: prompts, len(prompts)).batches(["norm"]):
         held.append(weakref.ref(batch["norm"]))
         assert sum(tensor() is not None for tensor in held) <= 2
     assert len(held) == 30
@@ -321,3 +374,40 @@ def test_times_of_the_pass_and_of_each_are_kept(begin: Callable[..., probekit.Ru
     timings = json.loads((run.path / "timings.json").read_text(encoding="utf-8"))
     assert timings["activations"] > 0
     assert set(timings["analyses"]) == {"mean", "spoiling"}
+
+
+def test_sites_may_be_a_list(begin: Callable[..., probekit.Run]) -> None:
+    run = begin("mean", "listing")
+    assert run.results["listing"].metrics == run.results["mean"].metrics
+
+
+def test_one_that_reads_others_results_comes_after_them_all(
+    begin: Callable[..., probekit.Run], passes: list[list[str]]
+) -> None:
+    run = begin("reading", "mean", "size")
+    assert run.results["reading"].finding == "After mean, size."
+    assert len(passes) == 4, "two batches for it, and two for the others"
+
+
+def test_batches_do_not_depend_on_who_shares_the_pass(tiny_gpt2: Callable[..., Path]) -> None:
+    subject = probekit.load(str(tiny_gpt2()))
+    prompts = [[1] * (5 + number % 20) for number in range(50)]
+    bytes_of_5_tokens = 4 * 32 * 5 * 5
+
+    def numbers(*sites: str) -> list[list[int]]:
+        source = LiveActivations(subject, lambda: prompts, len(prompts))
+        source._batch_tokens, source._batch_bytes = 2048, 8 * bytes_of_5_tokens
+        return [batch.prompts.tolist() for batch in source.batches(sites)]
+
+    assert len(numbers("block.0")) > 5
+    assert numbers("block.0") == numbers("block.0", "block.1", "block.2", "logits")
+
+
+def test_an_activation_analysis_with_a_run_of_its_own_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"implements run\(\), which nobody calls"):
+
+        class Own(probekit.ActivationAnalysis[probekit.Options]):
+            name = "own"
+
+            def run(self, subject: Any, prompts: Any) -> probekit.Result:
+                return probekit.Result()

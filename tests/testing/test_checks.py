@@ -154,6 +154,8 @@ def test_results_that_differ(load: Load, case: str) -> None:
 STATE = {
     "dtype": ("torch.set_default_dtype(torch.float64)", "run() changes torch's default dtype (torch.float32 before"),
     "grad mode": ("torch.set_grad_enabled(False)", "torch's grad mode (True before, False after)"),
+    "device": ("torch.set_default_device('meta')", "torch's default device (None before, meta after)"),
+    "anomaly mode": ("torch.autograd.set_detect_anomaly(True)", "torch's anomaly mode"),
     "threads": ("torch.set_num_threads(torch.get_num_threads() + 1)", "torch's number of threads"),
     "deterministic": ("torch.use_deterministic_algorithms(True)", "torch's deterministic flag"),
     "precision": ("torch.set_float32_matmul_precision('medium')", "torch's precision of float32 products"),
@@ -183,6 +185,10 @@ DRAWN = {
     "text that is no UTF-8": ("''.join(result.sequences['prompt'][0].tokens).encode()", "report() raised Unicode"),
     "a token as a number": ("int(result.sequences['prompt'][0].tokens[0])", "report() raised ValueError (analysis_un"),
     "exits": ("raise SystemExit(2)", "report() raised SystemExit (analysis_under_test.py, line"),
+    "is cancelled": (
+        "raise __import__('asyncio').CancelledError",
+        "The check came to no end: CancelledError (analysis_under_test.py, line",
+    ),
     "changes the result": ("result.metrics['drawn'] = 1.0", "report() changes the result"),
     "chance": ("page.prose(str(__import__('random').random()))", "draws two different pages from the same result"),
     "a block of its own": ("page.blocks.append({'type': 'html', 'html': '<b>'})", "The page cannot be rendered"),
@@ -290,6 +296,10 @@ RUNS = ["same seed, same result", "global state", "hostile tokens", "no trace on
         ),
         ("1 / 0", "run() raised ZeroDivisionError (analysis_under_test.py, line 23): division by zero."),
         ("raise SystemExit", "run() raised SystemExit (analysis_under_test.py, line 23)."),
+        (
+            "raise __import__('asyncio').CancelledError",
+            "run() raised CancelledError (analysis_under_test.py, line 23).",
+        ),
         ("return None", "run() returned a NoneType; expected a probekit.Result."),
     ],
 )

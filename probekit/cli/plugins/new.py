@@ -22,6 +22,10 @@ from probekit.plugins import Plugins
 
 TEMPLATES = Path(__file__).parent / "template"
 LONGEST = 30  # so that no line of the generated code is too long
+# What a distribution has beside its package, or what its .gitignore leaves out.
+OWN = ("build", "conftest", "dist", "license", "tests")
+# What building and testing it takes, whether it is installed here or not.
+NEEDED = ("hatchling", "iniconfig", "pytest")
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,11 @@ class _Names:
             )
         if name in plugins.analyses() or any(record.name == name for record in plugins.records):
             raise UsageError(f"There is a plugin '{name}' already, as `probekit plugins` shows; choose another name.")
-        if package == "tests" or package in sys.stdlib_module_names or importlib.util.find_spec(package):
+        if package in OWN:
+            raise UsageError(
+                f"A plugin's folder has a place of its own for '{package}'; choose another name, such as my-{name}."
+            )
+        if package in (*NEEDED, *sys.stdlib_module_names) or importlib.util.find_spec(package):
             raise UsageError(f"There is a Python package '{package}' already; choose another name, such as my-{name}.")
         analysis = "".join(part.capitalize() for part in name.split("-"))
         if keyword.iskeyword(analysis) or hasattr(builtins, analysis) or analysis in _words():
