@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class LiveActivations:
         batch_bytes: int = BATCH_BYTES,
     ) -> None:
         """`prompts` gives the token ids of every prompt, each time that it is called. A batch has at most so many
-        tokens, padding counted, and about so many bytes in fp32 if every block were captured; one prompt at least.
+        tokens, padding counted, and about so many bytes in fp32 if every block were captured, or what is captured if
+        that is more; one prompt at least.
         """
         self._subject = subject
         self._prompts = prompts
@@ -46,8 +48,9 @@ class LiveActivations:
         mix: Mix = "any" if subject.takes_padding(sites) else "one length"
         if any("batch" not in subject.axes(site) for site in sites):
             mix = "one prompt"
-        # As for every block, whatever the sites: so a batch does not depend on who else shares the pass.
-        figures = subject.width * (len(subject.anatomy.blocks) + 2)
+        # As for every block, if the sites do not have more: so a batch does not depend on who else shares the pass.
+        own = sum(prod(axis for axis in subject.axes(site) if isinstance(axis, int)) for site in sites)
+        figures = max(own, subject.width * (len(subject.anatomy.blocks) + 2))
         tokens = min(self._batch_tokens, self._batch_bytes // (4 * figures))
         return Batching(tokens, mix).batches(self._prompts())
 

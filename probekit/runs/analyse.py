@@ -108,8 +108,8 @@ class Analyses:
                         member.sites = self._source.expand_sites(_expression(member.consumer().sites()))
                 self._pass(members)
                 for member in _left(members):
-                    with self._judged(member), no_hooks_everywhere():
-                        with member.containment.within():
+                    with self._judged(member):
+                        with no_hooks_everywhere(), member.containment.within():
                             result = member.consumer().finish()
                         self._keep(member, result)
         finally:
@@ -164,7 +164,7 @@ class Analyses:
         """Save a result, and draw its page: the plugin's own code as well."""
         saved = save(member.made(), result, self._directory)
         member.saved = True
-        with member.containment.within():
+        with no_hooks_everywhere(), member.containment.within():
             page = draw(member.made(), saved)
         finish_page(page, saved, member.containment.lines_printed, self._directory)
         self.outcome.results[member.name] = saved

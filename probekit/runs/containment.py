@@ -227,7 +227,9 @@ class _Alarm:
     def _ring(self, _signal: int, frame: FrameType | None) -> None:
         if not self._armed:
             return
-        if frame is not None and frame.f_globals is globals():
-            signal.setitimer(signal.ITIMER_REAL, 1e-3, 1.0)
-            return
+        while frame is not None:  # also what this module calls, such as a tracer
+            if frame.f_globals is globals():
+                signal.setitimer(signal.ITIMER_REAL, 1e-3, 1.0)
+                return
+            frame = frame.f_back
         raise TimeIsUpError

@@ -138,4 +138,4 @@ def no_hooks_everywhere() -> Iterator[None]:
             getattr(everywhere, name).clear()
             getattr(everywhere, name).update(before[name])
     if left:
-        raise AnalysisError("It left hooks of every module. They were taken off, and the result is not kept.")
+        raise AnalysisError("It left hooks of every module, which were taken off.")

@@ -210,12 +210,13 @@ def test_wide_activations_make_small_batches(subject: probekit.Subject) -> None:
     assert len(list(live(subject).batches_of_prompts(["logits"]))) == 1
 
 
-def test_an_embedding_of_another_width_than_the_blocks_counts_its_own(subject: probekit.Subject) -> None:
-    wide = [
-        len(batch) for batch in live(subject, batch_bytes=4 * 128 * 20).batches_of_prompts(["transformer.h.0.mlp.c_fc"])
-    ]
-    narrow = [len(batch) for batch in live(subject, batch_bytes=4 * 128 * 20).batches_of_prompts(["block.0"])]
-    assert max(wide) < max(narrow)
+def test_sites_wider_than_all_blocks_together_make_smaller_batches(subject: probekit.Subject) -> None:
+    def longest(*sites: str) -> int:
+        batches = live(subject, batch_bytes=4 * 128 * 20).batches_of_prompts(list(sites))
+        return max(len(batch) for batch in batches)
+
+    wide = [f"transformer.h.{index}.mlp.c_fc" for index in range(2)]
+    assert longest(*wide) < longest("block.0") == longest("block.0", "block.1")
 
 
 # --- memory that runs out --------------------------------------------------------------------------------------------

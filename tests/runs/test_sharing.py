@@ -146,6 +146,17 @@ class Hooking(Mean):
         everywhere.register_module_forward_hook(lambda *_: None)
 
 
+class HookingPage(Mean):
+    """Leaves a hook on every module while it draws."""
+
+    name = "hooking-page"
+
+    def report(self, result, page):
+        from torch.nn.modules import module as everywhere
+
+        everywhere.register_module_forward_hook(lambda *_: None)
+
+
 class Reading(Mean):
     """Reads what the others found."""
 
@@ -171,7 +182,8 @@ class Size(probekit.Analysis[probekit.Options]):
 @probekit.hookimpl
 def probekit_analyses():
     return [
-        Mean, Spoiling, Raising, Unfinished, Nowhere, Never, Unmade, Listing, Rubbish, Hooking, Reading, Size
+        Mean, Spoiling, Raising, Unfinished, Nowhere, Never, Unmade, Listing, Rubbish, Hooking,
+        HookingPage, Reading, Size
     ]
 '''
 # Lengths that make two batches, with padding, of what SMALL allows.
@@ -269,7 +281,8 @@ def test_run_by_hand_it_finds_the_same(begin: Callable[..., probekit.Run], tiny_
         ("never", "There is no site 'idle'"),
         ("unmade", "ValueError: not today"),
         ("rubbish", "Its sites() returned None; expected a site expression"),
-        ("hooking", "It left hooks of every module. They were taken off"),
+        ("hooking", "It left hooks of every module, which were taken off."),
+        ("hooking-page", "It left hooks of every module, which were taken off. Its result is saved; only its page"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
@@ -400,7 +413,7 @@ def test_batches_do_not_depend_on_who_shares_the_pass(tiny_gpt2: Callable[..., P
         return [batch.prompts.tolist() for batch in source.batches(sites)]
 
     assert len(numbers("block.0")) > 5
-    assert numbers("block.0") == numbers("block.0", "block.1", "block.2", "logits")
+    assert numbers("block.0") == numbers("block.0", "block.1", "block.2", "norm")
 
 
 def test_an_activation_analysis_with_a_run_of_its_own_is_refused() -> None:
