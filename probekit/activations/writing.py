@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,6 +40,8 @@ from probekit.subject import Subject
 
 # As much as a batch of a live model, so that both make the same batches.
 SHARD_BYTES = BATCH_BYTES
+# So many tokens are kept from the first look at the prompts; 8 MiB.
+TOKENS_KEPT = 2**20
 # The temporary files of a call that was killed.
 LEFT = re.compile(r"\.[\w-]+\.(json|jsonl|safetensors)\.\d+\.tmp")
 
@@ -79,7 +82,7 @@ def write(
     """
     storage = storage or Storage()
     names = subject.expand_sites(sites)
-    counted = _count(subject, prompts)
+    counted, again = _count(subject, prompts)
     manifest = {
         "schema": SCHEMA,
         "model": dict(subject.facts),
@@ -94,21 +97,29 @@ def write(
         _begin(path, manifest | {"sites": described}, subject)
     recording = Recording(path, unfinished=True)
     if not recording.complete:
-        _record(recording, _Shards(subject, prompts, recording.manifest), progress)
+        _record(recording, _Shards(subject, again, recording.manifest), progress)
     return Recording(path)
 
 
-def _count(subject: Subject, prompts: Prompts) -> dict[str, Any]:
-    """How many prompts and tokens there are, and the hash of them all; every prompt is checked."""
+def _count(subject: Subject, prompts: Prompts) -> tuple[dict[str, Any], Prompts]:
+    """How many prompts and tokens there are, and the hash of them all; every prompt is checked. And the prompts again:
+    from memory where they are few, so that they are not tokenised twice.
+    """
     count, tokens, digest = 0, 0, hashlib.sha256()
+    kept: list[array[int]] = []
     for ids in prompts():
         subject.check_ids(ids, f"number {count}")
         digest.update(_bytes(ids))
         count += 1
         tokens += len(ids)
+        if tokens <= TOKENS_KEPT:
+            kept.append(array("q", ids))
+        else:
+            kept.clear()
     if count == 0:
         raise UsageError("There are no prompts to record; give at least one.")
-    return {"count": count, "tokens": tokens, "sha256": digest.hexdigest()}
+    counted = {"count": count, "tokens": tokens, "sha256": digest.hexdigest()}
+    return counted, (lambda: kept) if tokens <= TOKENS_KEPT else partial(_unchanged, prompts, counted)
 
 
 def _bytes(ids: Sequence[int]) -> bytes:
@@ -216,8 +227,7 @@ class _Shards:
         row = sum(DTYPES[site["dtype"]].itemsize * prod(site["shape"]) for site in self._sites.values())
         self._most: int = storage["shard_bytes"] // row
         batch_tokens = min(storage["batch_tokens"], self._most)
-        again = partial(_unchanged, prompts, counted)
-        self._live = LiveActivations(subject, again, counted["count"], batch_tokens, storage["shard_bytes"])
+        self._live = LiveActivations(subject, prompts, counted["count"], batch_tokens, storage["shard_bytes"])
 
     def __iter__(self) -> Iterator[list[list[Numbered]]]:
         """Batches in groups that fill a shard, of one batch at least."""
