@@ -29,6 +29,7 @@ class PluginRecord:
     name: str
     distribution: str
     version: str
+    module: str = ""
     status: Literal["loaded", "failed", "blocked"] = "loaded"
     error: str = ""
     analyses: list[type[Any]] = field(default_factory=list)
@@ -66,6 +67,7 @@ class Plugins:
         except BaseException as error:  # a plugin may even call sys.exit() at import
             self._fail(record, f"did not import: {_describe(error)}")
         else:
+            record.module = point.module
             self.register(plugin, record)
 
     def register(self, plugin: object, record: PluginRecord | None = None) -> PluginRecord:

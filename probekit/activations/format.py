@@ -7,10 +7,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,14 +41,3 @@ def shard_header(manifest: Mapping[str, Any], number: int) -> dict[str, str]:
     """
     known = {key: manifest[key] for key in ("schema", "model", "sites", "prompts")}
     return {"probekit": json.dumps({**known, "shard": number}, sort_keys=True)}
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary place to write a file to; it gets its own if the block ends well, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

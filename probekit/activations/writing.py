@@ -31,11 +31,11 @@ from probekit.activations.format import (
     VOCABULARY,
     shard_header,
     shard_name,
-    written_whole,
 )
 from probekit.activations.live import LiveActivations
 from probekit.activations.recording import Recording
 from probekit.errors import AnalysisError, UsageError
+from probekit.files import written_whole
 from probekit.subject import Subject
 
 # As much as a batch of a live model, so that both make the same batches.
@@ -232,11 +232,14 @@ class _Shards:
     def __iter__(self) -> Iterator[list[list[Numbered]]]:
         """Batches in groups that fill a shard, of one batch at least."""
         shard: list[list[Numbered]] = []
+        held = 0
         for batch in self._live.batches_of_prompts(list(self._sites)):
-            if shard and tokens_in([*shard, batch]) > self._most:
+            size = tokens_in([batch])
+            if shard and held + size > self._most:
                 yield shard
-                shard = []
+                shard, held = [], 0
             shard.append(batch)
+            held += size
         if shard:
             yield shard
 

@@ -4,7 +4,7 @@ into a page.
 Importing this imports neither torch nor transformers, so that plugins can be listed in a moment.
 """
 
-from probekit.analysis.activation import ActivationAnalysis
+from probekit.analysis.activation import ActivationAnalysis, site_expression
 from probekit.analysis.base import Analysis
 from probekit.analysis.context import Context, Listener, Loop, Progress
 from probekit.analysis.joint import JointReport
@@ -26,5 +26,6 @@ __all__ = [
     "Sites",
     "TokenSequence",
     "parse_options",
+    "site_expression",
     "site_expressions",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from probekit.analysis.base import Analysis, OptionsT
 from probekit.analysis.options import site_expressions
 from probekit.analysis.prompt import Prompt
 from probekit.analysis.result import Result
+from probekit.errors import AnalysisError
 
 if TYPE_CHECKING:
     from probekit.activations import ActivationBatch
@@ -47,10 +48,18 @@ class ActivationAnalysis(Analysis[OptionsT]):
 
         source = LiveActivations(subject, lambda: [prompt.input_ids[0].tolist() for prompt in prompts], len(prompts))
         fresh = type(self)(self.options, self.context)  # what is called twice does not count twice
-        named = fresh.sites()
-        sites = source.expand_sites(named if isinstance(named, str) else ",".join(named))
+        sites = source.expand_sites(site_expression(fresh))
         with self.context.progress("prompts", len(prompts)) as progress:
             for batch in source.batches(sites):
                 fresh.update(batch.only(sites))
                 progress.step(len(batch.prompts))
         return fresh.finish()
+
+
+def site_expression(analysis: ActivationAnalysis[Any]) -> str:
+    """What the analysis's `sites()` says, as one expression. Raises AnalysisError if it says none."""
+    sites: object = analysis.sites()
+    parts = [sites] if isinstance(sites, str) else sites
+    if not isinstance(parts, list | tuple) or not parts or not all(isinstance(part, str) and part for part in parts):
+        raise AnalysisError(f"Its sites() returned {sites!r}; expected a site expression such as 'block.3', or a list.")
+    return ",".join(parts)

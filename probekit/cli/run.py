@@ -176,11 +176,12 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     if input_ids:
         values["input_ids"] = input_ids
     if options["options"]:
-        values["options"] = dict(_pair(text) for text in options["options"])
+        values["options"] = dict(pair_of(text) for text in options["options"])
     return values
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def pair_of(text: str) -> tuple[str, Any]:
+    """An option as `KEY=VALUE`. Raises UsageError for anything else."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"'-o {text}' is no option; expected KEY=VALUE, for example -o steps=50.")

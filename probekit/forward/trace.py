@@ -60,7 +60,7 @@ class Trace:
     def __init__(self, model: nn.Module) -> None:
         modules = dict(model.named_modules())
         self._modules = {name: _Module(part) for name, part in modules.items()}
-        self._everywhere = {name: dict(getattr(everywhere, name)) for name in GLOBAL_HOOKS}
+        self._everywhere = hooks_everywhere()
         self._weights = {name: _Weight(weight) for name, weight in model.named_parameters()}
         self._passing = []
         for owner, part in modules.items():
@@ -86,7 +86,7 @@ class Trace:
 
         It was not where a weight has been written into: the model has to be loaded again.
         """
-        kinds = [kind for kind, hooks in self._everywhere.items() if _restored(getattr(everywhere, kind), hooks)]
+        kinds = put_back_everywhere(self._everywhere)
         everybody = [f"hooks of every module ({kind.removeprefix('_global_')})" for kind in kinds]
         found: dict[str, list[str]] = {}
         for parts in (self._modules, self._weights):
@@ -102,6 +102,16 @@ class Trace:
         if written:
             found["other figures in"] = written
         return [*everybody, *(f"{words} {_few(names)}" for words, names in found.items())], not written
+
+
+def hooks_everywhere() -> dict[str, dict[Any, Any]]:
+    """The hooks of every module, by their kind, as they are now."""
+    return {name: dict(getattr(everywhere, name)) for name in GLOBAL_HOOKS}
+
+
+def put_back_everywhere(before: Mapping[str, Mapping[Any, Any]]) -> list[str]:
+    """The kinds of which there were others than before, after putting them back."""
+    return [kind for kind, hooks in before.items() if _restored(getattr(everywhere, kind), hooks)]
 
 
 class _Module:

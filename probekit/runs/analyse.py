@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from probekit.analysis import ActivationAnalysis, Analysis, Context
+from probekit.analysis import ActivationAnalysis, Analysis, Context, site_expression
 from probekit.analysis.context import Progress
 from probekit.errors import AnalysisError, ProbekitError, out_of_memory
 from probekit.runs.checkpoints import FileStore, StopFlag
@@ -105,7 +105,7 @@ class Analyses:
             with self._without_trace(members):
                 for member in members:
                     with self._judged(member), no_hooks_everywhere(), member.containment.within():
-                        member.sites = self._source.expand_sites(_expression(member.consumer().sites()))
+                        member.sites = self._source.expand_sites(site_expression(member.consumer()))
                 self._pass(members)
                 for member in _left(members):
                     with self._judged(member):
@@ -258,14 +258,6 @@ class _Member:
 
 def _left(members: Sequence[_Member]) -> list[_Member]:
     return [member for member in members if not member.failed]
-
-
-def _expression(sites: object) -> str:
-    """A site expression from what `sites()` returned: an expression, or a list of them."""
-    parts = [sites] if isinstance(sites, str) else sites
-    if not isinstance(parts, list | tuple) or not parts or not all(isinstance(part, str) and part for part in parts):
-        raise AnalysisError(f"Its sites() returned {sites!r}; expected a site expression such as 'block.3', or a list.")
-    return ",".join(parts)
 
 
 def _waits(entry: Mapping[str, Any]) -> bool:

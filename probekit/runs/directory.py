@@ -17,6 +17,7 @@ from typing import Any
 
 from probekit.analysis import Result
 from probekit.errors import UsageError
+from probekit.files import written_whole
 
 SCHEMA = 1
 
@@ -108,12 +109,8 @@ class RunDirectory:
         """Write a file below the directory, whole or not at all."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_whole(target) as place:
+            place.write_bytes(content)
 
     def write_json(self, name: str, document: Any) -> None:
         self.write(name, encode_json(document))

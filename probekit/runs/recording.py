@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probekit.analysis import Listener
-from probekit.analysis.context import SECONDS_BETWEEN_UPDATES, Silent
+from probekit.analysis.context import Silent
 from probekit.errors import UsageError
 from probekit.models.spec import parse_spec
 from probekit.plugins import Plugins
@@ -76,13 +75,8 @@ def record(
             else:
                 yield prompt
 
-    shown = 0.0
-
     def progress(done: int, total: int) -> None:
-        nonlocal shown
-        if done == total or time.monotonic() - shown >= SECONDS_BETWEEN_UPDATES:
-            shown = time.monotonic()
-            listener.progress("tokens", done, total, {})
+        listener.progress("tokens", done, total, {})
 
     origin = {
         "model": spec.model_dump(mode="json", exclude_defaults=True) | {"name": spec.name},

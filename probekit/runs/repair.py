@@ -125,17 +125,12 @@ class _Kept:
 @contextmanager
 def no_hooks_everywhere() -> Iterator[None]:
     """Raises AnalysisError, after taking them off, if hooks of every module were left when the block ends well."""
-    from torch.nn.modules import module as everywhere
+    from probekit.forward.trace import hooks_everywhere, put_back_everywhere
 
-    from probekit.forward.trace import GLOBAL_HOOKS
-
-    before = {name: dict(getattr(everywhere, name)) for name in GLOBAL_HOOKS}
+    before = hooks_everywhere()
     try:
         yield
     finally:
-        left = [name for name, hooks in before.items() if list(getattr(everywhere, name)) != list(hooks)]
-        for name in left:
-            getattr(everywhere, name).clear()
-            getattr(everywhere, name).update(before[name])
+        left = put_back_everywhere(before)
     if left:
         raise AnalysisError("It left hooks of every module, which were taken off.")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from probekit.cli.display import keeping_output_clean
 from probekit.errors import UsageError, nearest
-from probekit.hookspecs import PROJECT
 from probekit.plugins import PluginRecord, Plugins
 
 if TYPE_CHECKING:
@@ -82,15 +80,10 @@ def _values(options: tuple[str, ...], names: list[str], plugins: Plugins) -> Map
         return {}
     if not names:
         raise UsageError("This plugin provides no analysis, so it has no options; leave out -o.")
+    from probekit.cli.run import pair_of
     from probekit.runs import resolve
-    from probekit.runs.command import option_value
 
-    pairs = {}
-    for text in options:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"'-o {text}' is no option; expected KEY=VALUE, for example -o steps=50.")
-        pairs[key.strip()] = option_value(value)
+    pairs = dict(map(pair_of, options))
     return resolve([("command line", {"plugins": names, "options": pairs})], plugins).config.options
 
 
@@ -100,11 +93,10 @@ def _checks(
     """The checks of each analysis under its name, or that of a plugin which provides none."""
     from probekit.testing import check_import, checks
 
-    module = _module(record)
     for analysis in analyses:
-        yield analysis.name, checks(analysis, values.get(analysis.name, {}), module=module)
+        yield analysis.name, checks(analysis, values.get(analysis.name, {}), module=record.module)
     if not analyses:
-        yield record.name, (check_import(module) for _ in range(1))
+        yield record.name, (check_import(record.module) for _ in range(1))
 
 
 def _shown(title: str, checks: Iterable[Check], silent: bool) -> list[Check]:
@@ -121,12 +113,6 @@ def _shown(title: str, checks: Iterable[Check], silent: bool) -> list[Check]:
         for problem in one.problems:
             click.echo(f"      {problem}")
     return made
-
-
-def _module(record: PluginRecord) -> str:
-    """The module that the plugin's entry point names."""
-    points = [point for point in entry_points(group=PROJECT) if point.name == record.name]
-    return points[0].module if points else ""
 
 
 def _document(record: PluginRecord, found: Mapping[str, list[Check]]) -> dict[str, Any]:
