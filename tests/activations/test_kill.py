@@ -24,6 +24,8 @@ from probekit.activations import Recording
 from tests.activations.recordings import PROMPTS, contents, record_ids
 
 ROOT = Path(__file__).resolve().parents[2]
+# One thread: the others of OpenMP's do not live on in a forked child, which would wait for them for ever.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 # Reads one job a line: a folder, and moments to die at. It records once for each of them, in a child that is killed
 # then, and a last time to the end. It answers how the last of the killed ended, and how many shards were there then,
@@ -124,7 +126,7 @@ def killed(tiny_gpt2: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     """`killed(folder, [kind, …], …)`: record into it, die, once for each moment; record again; what came of it."""
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(tiny_gpt2()), str(tmp_path_factory.mktemp("server"))],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -237,7 +239,7 @@ def test_the_same_command_goes_on(
     words = command(tiny_gpt2(), prompts_file(tmp_path), tmp_path / "r")
     process = subprocess.Popen(
         [sys.executable, "-m", "probekit", *words],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
