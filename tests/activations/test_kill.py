@@ -239,7 +239,7 @@ def test_the_same_command_goes_on(
     words = command(tiny_gpt2(), prompts_file(tmp_path), tmp_path / "r")
     process = subprocess.Popen(
         [sys.executable, "-m", "probekit", *words],
-        env=ENVIRONMENT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
