@@ -14,7 +14,7 @@ author = "The probekit authors"
 copyright = "2026, The probekit authors"
 version = release = installed_version("probekit")
 
-extensions = ["myst_parser", "options_table", "public_api"]
+extensions = ["myst_parser", "command_reference", "hook_reference", "options_table", "public_api"]
 exclude_patterns = ["_build", "_ext", "analyses/walk-figures.md"]
 nitpicky = True
 myst_heading_anchors = 3

@@ -10,6 +10,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("PROBEKIT_BLOCK_PLUGINS", None)
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,10 @@ from probekit.testing import fingerprint
 
 if TYPE_CHECKING:
     from torch import nn
+
+# A shell starts what it runs in the background with interrupts ignored; these tests send them to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "PROBEKIT_TEST_DATA"

@@ -11,9 +11,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from probekit.errors import AnalysisError, UsageError
+from probekit.errors import AnalysisError, UsageError, nearest
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA = 1
 RESULT_FILE = "result.json"
@@ -51,6 +54,38 @@ class Result:
     tensors: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: the finding, and what else there is, without values."""
+        from probekit.analysis.notebook import described
+
+        return described(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the finding, notes and metrics, the first rows of each table, the tensors' shapes."""
+        from probekit.analysis.notebook import drawn, framed
+
+        return framed(drawn(self), "Result", height=480)
+
+    def to_pandas(self, table: str | None = None) -> pandas.DataFrame:
+        """One of the tables as a pandas.DataFrame, with its columns in their order; the only one by default.
+
+        What a row does not have is missing: NaN among floats, pandas.NA among whole numbers and truth values, which so
+        stay what they are. Raises UsageError if there is no such table, if there are several and none is named, or if
+        pandas is not installed.
+        """
+        known = ", ".join(self.tables) or "none"
+        if table is None:
+            if not self.tables:
+                raise UsageError("The result has no tables; its figures are in `metrics` and `tensors`.")
+            if len(self.tables) > 1:
+                raise UsageError(f"The result has {len(self.tables)} tables ({known}); name the one that you want.")
+            table = next(iter(self.tables))
+        if table not in self.tables:
+            raise UsageError(f"There is no table '{table}'; the tables are: {known}.{nearest(table, self.tables)}")
+        from probekit.analysis.frames import frame
+
+        return frame(self.tables[table])
 
     def encode(self) -> dict[str, bytes]:
         """The files of this result, by name.

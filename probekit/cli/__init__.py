@@ -20,6 +20,7 @@ COMMANDS = {
     "record": ("record", "Record activations, to analyse them later."),
     "report": ("report", "Draw the report of a run again."),
     "run": ("run", "Run analyses on a model and write a report."),
+    "runs": ("runs", "List the runs in a folder, or write an index page of them."),
     "study": ("study", "Carry out a study: many runs, and what they should show."),
 }
 

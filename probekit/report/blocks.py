@@ -9,35 +9,26 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from probekit.report.characters import numbered, without_surrogates
-from probekit.report.figures import cell, number
+from probekit.report.figures import Cell, cell, number
+from probekit.report.frames import cleaned_html
+from probekit.report.objects import block_of
+from probekit.report.pictures import checked_picture
 from probekit.report.specs import checked_spec
+from probekit.report.tokens import (
+    TokenRow,
+    marks_json,
+    row_from_json,
+    row_json,
+    trajectory_json,
+    trajectory_rows,
+)
 
 SCHEMA = 1
 
-Mark = Literal["right", "wrong"]
 Block = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token: its text as decoded, whether it is right, a value in 0..1 for its colour, text for hover and focus."""
-
-    text: str
-    mark: Mark | None = None
-    value: float | None = None
-    title: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """A labelled sequence of tokens, such as one step of a trajectory; `note` stands at its end."""
-
-    label: str
-    tokens: Sequence[Token]
-    note: str = ""
 
 
 @dataclass
@@ -82,19 +73,48 @@ class Page:
         legend: str = "",
         collapsed: bool = False,
         align: bool | None = None,
+        marks: Mapping[str, str] | None = None,
     ) -> None:
         """Rows of tokens, coloured by value and marked right or wrong.
 
         `align` puts the tokens of all rows into columns by position (and scrolls sideways); otherwise each row wraps
-        like text. Left out, rows are aligned where there are several and all have the same number of tokens.
+        like text. Left out, rows are aligned where there are several and all have the same number of tokens. `marks`
+        says in the key what the marks mean: `{"right": "the prompt's own token", "wrong": "another token"}`.
         """
         self._add(
             "tokens",
-            rows=[_token_row(row) for row in rows],
+            rows=[row_json(row) for row in rows],
             caption=_text(caption),
             legend=_text(legend),
             collapsed=bool(collapsed),
             align=align,
+            marks=marks_json(marks),
+        )
+
+    def trajectory(
+        self,
+        series: Mapping[str, Sequence[TokenRow]],
+        reference: TokenRow | None = None,
+        caption: str = "",
+        legend: str = "",
+        collapsed: bool = False,
+        marks: Mapping[str, str] | None = None,
+    ) -> None:
+        """Tokens over steps, with a slider: for each series its row at the chosen step, such as a row a layer.
+
+        `series[name][i]` is the row at the i-th step, its label the step's name ("step 40"), its note the figures
+        there. A series that ends early stays at its last row. `reference` is a row that stands above all of them, such
+        as the prompt. Of more tokens than a page can carry, evenly spaced steps are kept, and the page says so; the
+        rows that are left out are not asked for, so a lazy sequence may make them on demand.
+        """
+        self._add(
+            "trajectory",
+            **trajectory_json(series),
+            reference=None if reference is None else row_json(reference),
+            caption=_text(caption),
+            legend=_text(legend),
+            collapsed=bool(collapsed),
+            marks=marks_json(marks),
         )
 
     def table(
@@ -104,18 +124,31 @@ class Page:
         caption: str = "",
         collapsed: bool = False,
         in_summary: bool = False,
+        interactive: bool = False,
+        targets: Sequence[str | None] | None = None,
+        remark: str = "",
     ) -> None:
         """A table of text, numbers, truth values and None; each row has one cell for each column.
 
-        One that is `in_summary` is also in the short text of the report, `summary.md`.
+        One that is `in_summary` is also in the short text of the report, `summary.md`. One that is `interactive` has a
+        search field, and headings that sort it. `targets` makes the first cell of each row a link, as `links` does:
+        a relative path for each row, or None. A `remark` stands below it.
         """
         names = [_text(name) for name in columns]
         cells = [[cell(value) for value in row] for row in rows]
         for index, row in enumerate(cells):
             if len(row) != len(names):
                 raise ValueError(f"Row {index} of a table has {len(row)} cells, but there are {len(names)} columns.")
-        summarised = {"in_summary": True} if in_summary else {}
-        self._add("table", columns=names, rows=cells, caption=_text(caption), collapsed=bool(collapsed), **summarised)
+        if targets is not None and len(targets) != len(cells):
+            raise ValueError(f"A table has {len(cells)} rows, but there are {len(targets)} targets of links.")
+        extras: Block = {
+            name: True for name, wanted in (("in_summary", in_summary), ("interactive", interactive)) if wanted
+        }
+        if targets is not None:
+            extras["targets"] = [None if target is None else _relative(target) for target in targets]
+        if remark:
+            extras["remark"] = _text(remark)
+        self._add("table", columns=names, rows=cells, caption=_text(caption), collapsed=bool(collapsed), **extras)
 
     def links(self, targets: Sequence[tuple[str, str]], caption: str = "") -> None:
         """Links to files beside the report, each a text and a relative path such as `cells/1/report.html`.
@@ -127,26 +160,32 @@ class Page:
 
     def lines(
         self,
-        series: Mapping[str, Iterable[Sequence[float]]],
+        series: Mapping[str, Iterable[Sequence[Any]]],
         x: str = "step",
         y: str = "loss",
         caption: str = "",
         log_y: bool = False,
         description: str = "",
     ) -> None:
-        """A line for each series of points (x, y). A y of None or NaN is a gap."""
+        """A line for each series of points (x, y). A y of None or NaN is a gap.
+
+        An x is a number or a text, such as a site; texts stand side by side in the order in which they first appear.
+        """
         self._add_series("lines", 2, series, x, y, caption, log_y, description)
 
     def band(
         self,
-        series: Mapping[str, Iterable[Sequence[float]]],
+        series: Mapping[str, Iterable[Sequence[Any]]],
         x: str = "step",
         y: str = "loss",
         caption: str = "",
         log_y: bool = False,
         description: str = "",
     ) -> None:
-        """A line with a band for each series of points (x, median, low, high), such as restarts with their spread."""
+        """A line with a band for each series of points (x, median, low, high), such as restarts with their spread.
+
+        An x is a number or a text, as in `lines`.
+        """
         self._add_series("band", 4, series, x, y, caption, log_y, description)
 
     def heatmap(
@@ -191,6 +230,31 @@ class Page:
         """
         self._add("chart", spec=checked_spec(spec), caption=_text(caption), description=_text(description))
 
+    def show(self, shown: object, caption: str = "", description: str = "") -> None:
+        """An object of another library, as it is: a chart, a figure, a frame of data, or HTML.
+
+        - A Vega-Lite chart, a dict or an object with a `to_dict()` that gives one, such as an Altair chart: as `chart`.
+        - A pandas DataFrame, Series or Index, or a Styler's data: as `table`. Its index leads, unless that only counts
+          the rows. Of more than 10,000 cells, evenly spaced rows are shown, and the page says so.
+        - A matplotlib figure, the figure of an axes, or of what has one as `figure`, such as a grid of seaborn: as an
+          SVG, or a PNG if that would be larger than 1 MB. Its lines, points, bars and images are below it as a table.
+          The figure is not changed, and not closed.
+        - Whatever else has a `_repr_html_()`: its HTML in a frame, without scripts, links and what it would load.
+
+        `description` says what it shows to those who do not see it: it is the text of a chart or picture that is read
+        aloud, and the title of a frame. Raises ValueError for anything else.
+        """
+        kind, content = block_of(shown)
+        if kind == "chart":
+            self.chart(content["spec"], caption, description)
+        elif kind == "table":
+            self.table(**content, caption=caption, interactive=len(content["rows"]) > 10)
+        elif kind == "image":
+            alternative = description or content["alternative"] or caption or "A figure drawn by matplotlib"
+            self._image(**{**content, "alternative": alternative}, caption=caption)
+        else:
+            self._frame(**{**content, "title": description or caption or content["title"]}, caption=caption)
+
     def to_json(self) -> dict[str, Any]:
         """The page as JSON types only: `{"schema": 1, "title": …, "blocks": […]}`."""
         return {"schema": SCHEMA, "title": self.title, "blocks": copy.deepcopy(self.blocks)}
@@ -213,11 +277,39 @@ class Page:
     def _add(self, kind: str, **content: Any) -> None:
         self.blocks.append({"type": kind, **content})
 
+    def _image(
+        self,
+        mime: str,
+        data: str,
+        size: Sequence[float],
+        alternative: str,
+        tables: Sequence[Mapping[str, Any]] = (),
+        remark: str = "",
+        caption: str = "",
+    ) -> None:
+        """A picture: base64 `data` of a PNG or SVG, its width and height in a page's pixels, and its data in tables."""
+        lengths = [number(length) for length in size]
+        if len(lengths) != 2 or not all(length is not None and 0 < length < 100_000 for length in lengths):
+            raise ValueError(f"The size of a picture is a width and a height above zero, but it was {list(size)!r}.")
+        kept = []
+        for content in tables:
+            page = Page("")  # a table is checked in one place
+            page.table(content["columns"], content["rows"], content["caption"], remark=content["remark"])
+            kept.append({name: page.blocks[0].get(name, "") for name in ("caption", "columns", "rows", "remark")})
+        texts = {"alternative": _text(alternative), "remark": _text(remark), "caption": _text(caption)}
+        self._add("image", mime=mime, data=checked_picture(mime, data), size=lengths, tables=kept, **texts)
+
+    def _frame(self, html: str, title: str, remark: str = "", caption: str = "") -> None:
+        """HTML by somebody else; it is cleaned here, whoever brings it."""
+        cleaned = cleaned_html(html)
+        texts = {"title": _text(title), "remark": _text(remark or cleaned.remark), "caption": _text(caption)}
+        self._add("frame", html=cleaned.html, **texts)
+
     def _add_series(
         self,
         kind: str,
         size: int,
-        series: Mapping[str, Iterable[Sequence[float]]],
+        series: Mapping[str, Iterable[Sequence[Any]]],
         x: str,
         y: str,
         caption: str,
@@ -230,6 +322,9 @@ class Page:
             {"name": name, "points": [_point(point, size) for point in points]}
             for name, points in zip(names, series.values(), strict=True)
         ]
+        places = [point[0] for entry in named for point in entry["points"] if point[0] is not None]
+        if len({isinstance(place, str) for place in places}) > 1:
+            raise ValueError("The x of a chart are all numbers or all texts, but these points have both.")
         texts = {"x": _text(x), "y": _text(y), "caption": _text(caption), "description": _text(description)}
         self._add(kind, series=named, log_y=bool(log_y), **texts)
 
@@ -244,20 +339,28 @@ class Page:
             raise ValueError(f"Block {index} of a page has the unknown type {kind!r}; known types: {known}.")
         try:
             if kind == "tokens":
-                content["rows"] = [_token_row_from_json(row) for row in content["rows"]]
+                content["rows"] = [row_from_json(row) for row in content["rows"]]
+            if kind == "trajectory":
+                thinned = _text(content.pop("thinned"))
+                reference = content["reference"]
+                content["reference"] = None if reference is None else row_from_json(reference)
+                content["series"] = trajectory_rows(content)
+                del content["vocabulary"]
             if kind == "links":
                 content["targets"] = [(entry["text"], entry["target"]) for entry in content["targets"]]
             if kind in ("lines", "band"):
                 content["series"] = {entry["name"]: entry["points"] for entry in content["series"]}
             readers[kind](**content)
-        except (TypeError, KeyError, AttributeError) as error:
+            if kind == "trajectory":
+                self.blocks[-1]["thinned"] = self.blocks[-1]["thinned"] or thinned
+        except (TypeError, KeyError, AttributeError, IndexError) as error:
             raise ValueError(f"Block {index} of a page, of type {kind!r}, is malformed: {error}.") from error
 
 
 def _readers(page: Page) -> dict[str, Callable[..., None]]:
-    adders = (page.finding, page.heading, page.prose, page.note, page.tokens, page.table, page.links)
+    adders = (page.finding, page.heading, page.prose, page.note, page.tokens, page.trajectory, page.table, page.links)
     charts = (page.lines, page.band, page.heatmap, page.chart)
-    return {adder.__name__: adder for adder in (*adders, *charts)}
+    return {adder.__name__: adder for adder in (*adders, *charts)} | {"image": page._image, "frame": page._frame}
 
 
 def _text(value: object) -> str:
@@ -271,11 +374,11 @@ def _relative(target: str) -> str:
     return target
 
 
-def _point(point: Sequence[float], size: int) -> list[float | int | None]:
-    figures = [number(entry) for entry in point]
-    if len(figures) != size:
-        raise ValueError(f"A point of this chart has {size} figures, but {list(point)!r} has {len(figures)}.")
-    return figures
+def _point(point: Sequence[Any], size: int) -> list[Cell]:
+    if len(point) != size:
+        raise ValueError(f"A point of this chart has {size} figures, but {list(point)!r} has {len(point)}.")
+    place, *figures = point
+    return [_text(place) if isinstance(place, str) else number(place), *(number(figure) for figure in figures)]
 
 
 def _domain(domain: Sequence[float] | None) -> list[float | int] | None:
@@ -285,28 +388,3 @@ def _domain(domain: Sequence[float] | None) -> list[float | int] | None:
     if len(ends) != 2 or ends[0] >= ends[1]:
         raise ValueError(f"A heatmap's domain is two finite numbers, low before high, but it was {list(domain)!r}.")
     return ends
-
-
-def _token_row(row: TokenRow) -> Block:
-    return {"label": _text(row.label), "tokens": [_token(token) for token in row.tokens], "note": _text(row.note)}
-
-
-def _token(token: Token) -> Block:
-    """A token as JSON; what is absent is left out, because there are thousands of them."""
-    if token.mark is not None and token.mark not in get_args(Mark):
-        raise ValueError(f"A token's mark is 'right', 'wrong' or None, but it was {token.mark!r}.")
-    content: Block = {"text": _text(token.text)}
-    if token.mark is not None:
-        content["mark"] = token.mark
-    value = number(token.value)
-    if value is not None:
-        if not -1e-6 <= value <= 1 + 1e-6:
-            raise ValueError(f"A token's value lies in 0..1 (it chooses a colour), but it was {value}.")
-        content["value"] = min(max(value, 0), 1)
-    if token.title:
-        content["title"] = _text(token.title)
-    return content
-
-
-def _token_row_from_json(row: Mapping[str, Any]) -> TokenRow:
-    return TokenRow(row["label"], [Token(**token) for token in row["tokens"]], row.get("note", ""))

@@ -22,8 +22,8 @@ def number(value: object) -> float | int | None:
         return int(value)
     if not isinstance(value, float):
         item = getattr(value, "item", None)
-        if callable(item):
-            return number(item())
+        if callable(item) and not isinstance(plain_value := item(), type(value)):
+            return number(plain_value)
         if isinstance(value, str) or not hasattr(value, "__float__"):
             raise ValueError(f"A figure of a page must be a number or None, but {value!r} is a {type(value).__name__}.")
         value = float(value)

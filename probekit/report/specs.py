@@ -4,6 +4,7 @@ A report must open offline without a request leaving it. The page's content-secu
 the reader would see a broken chart; so a spec that asks for one is refused when it is added, with a sentence.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,9 +21,7 @@ def checked_spec(spec: object) -> dict[str, Any]:
 
     Raises ValueError if it is neither a dict nor an object with `to_dict()`, is not Vega-Lite, or loads something.
     """
-    to_dict = getattr(spec, "to_dict", None)
-    if callable(to_dict):
-        spec = to_dict()
+    spec = plain_spec(spec)
     if not isinstance(spec, Mapping):
         raise ValueError(
             f"A chart is a Vega-Lite dict or an object with to_dict(), such as an Altair chart; "
@@ -34,6 +33,30 @@ def checked_spec(spec: object) -> dict[str, Any]:
     _refuse_loading(spec)
     # $schema would only make vega-embed compare versions; usermeta could replace our loader and options.
     return {str(key): _plain(value) for key, value in spec.items() if key not in ("$schema", "usermeta")}
+
+
+def plain_spec(spec: object) -> object:
+    """What an object's `to_dict()` gives, or the object itself where it has none.
+
+    An Altair chart gives all of its data, inline: the author's own limit of rows and way with data are set aside for
+    this one call, since they would end it with an error or write the data to a file.
+    """
+    to_dict = getattr(spec, "to_dict", None)
+    if not callable(to_dict):
+        return spec
+    altair = sys.modules.get("altair")
+    if altair is None or not isinstance(spec, altair.TopLevelMixin):
+        return to_dict()
+    with altair.data_transformers.enable("default", max_rows=None):
+        return to_dict()
+
+
+def is_vega_lite(spec: Mapping[str, Any]) -> bool:
+    """Whether a dict is meant as a chart: by its schema, or because it has a mark or is composed of others."""
+    declared = isinstance(spec.get("$schema"), str) and "/schema/vega" in spec["$schema"]
+    composed = any(isinstance(spec.get(key), list) for key in ("layer", "hconcat", "vconcat", "concat"))
+    repeated = isinstance(spec.get("spec"), Mapping) and ("facet" in spec or "repeat" in spec)
+    return declared or composed or repeated or isinstance(spec.get("mark"), str | Mapping)
 
 
 def _refuse_loading(part: object) -> None:

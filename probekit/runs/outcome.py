@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probekit.analysis import Result
 from probekit.errors import AnalysisError, UsageError
 from probekit.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass
@@ -26,6 +29,17 @@ class Run:
     failures: dict[str, str] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """One line: where it is, its status, and what it has results of."""
+        failed = f"; failed: {', '.join(self.failures)}" if self.failures else ""
+        return f"Run({str(self.path)!r}, {self.status}: {', '.join(self.results) or 'no results'}{failed})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the report, in a frame."""
+        from probekit.runs.notebook import report_in_frame
+
+        return report_in_frame(self.report_path, repr(self), f"Draw it again with: probekit report {self.path}")
+
     @property
     def report_path(self) -> Path:
         """The report, one HTML file."""
@@ -41,6 +55,21 @@ class Run:
                 f"The run has {len(self.results)} results ({', '.join(self.results)}); choose one of `results`."
             )
         return next(iter(self.results.values()))
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The metrics of all analyses as a pandas.DataFrame, a row each: `analysis`, `metric`, `value`.
+
+        Tables are those of a result: `run.result.to_pandas()`. Raises UsageError if pandas is not installed.
+        """
+        from probekit.analysis.frames import frame
+
+        columns = ["analysis", "metric", "value"]
+        rows = [
+            dict(zip(columns, (name, metric, value), strict=True))
+            for name, result in self.results.items()
+            for metric, value in result.metrics.items()
+        ]
+        return frame(rows, columns)
 
     def document(self) -> dict[str, Any]:
         """The JSON document that `probekit run --json` prints."""

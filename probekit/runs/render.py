@@ -27,24 +27,35 @@ def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> N
         raise UsageError(
             f"The file '{directory.path / 'run.json'}' is damaged: {type(error).__name__} {error}."
         ) from None
-    except ValueError as error:
-        raise UsageError(f"A page of the run '{directory.path}' cannot be drawn: {error}") from None
     directory.write("report.html", render_html(document).encode(errors="replace"))
     directory.write("summary.md", render_markdown(document).encode(errors="replace"))
+
+
+def read_pages(directory: RunDirectory, manifest: Mapping[str, Any]) -> list[tuple[str, Page]]:
+    """The pages of a run with their names: what its analyses have in common, and then each of them that is done.
+
+    Raises UsageError if a file of theirs is missing or damaged.
+    """
+    try:
+        joint = any(entry["status"] == "done" for entry in manifest.get("joint", {}).values())
+        joint_pages = directory.read_json(JOINT_FILE)["pages"] if joint else []
+        pages = [(page.title, page) for page in map(Page.from_json, joint_pages)]
+        done = [name for name, entry in manifest.get("analyses", {}).items() if entry["status"] == "done"]
+        pages += [(name, Page.from_json(directory.read_json(f"analyses/{name}/page.json"))) for name in done]
+    except ValueError as error:
+        raise UsageError(f"A page of the run '{directory.path}' cannot be drawn: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"The file '{directory.path / 'run.json'}' is damaged: {type(error).__name__} {error}."
+        ) from None
+    return pages
 
 
 def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
     configuration, model = manifest["configuration"], manifest.get("model", {})
     analyses = manifest.get("analyses", {})
     joint = manifest.get("joint", {})
-    drawn = any(entry["status"] == "done" for entry in joint.values())
-    joint_pages = directory.read_json(JOINT_FILE)["pages"] if drawn else []
-    pages = [(page.title, page) for page in map(Page.from_json, joint_pages)]
-    pages += [
-        (name, Page.from_json(directory.read_json(f"analyses/{name}/page.json")))
-        for name, entry in analyses.items()
-        if entry["status"] == "done"
-    ]
+    pages = read_pages(directory, manifest)
     failures = [
         (name, entry.get("error", f"The analysis is {entry['status']}."))
         for name, entry in [*analyses.items(), *joint.items()]

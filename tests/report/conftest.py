@@ -48,7 +48,20 @@ def hostile_page() -> Page:
     ]
     page.tokens(rows, caption=text, legend=text)
     page.tokens(rows[:1], collapsed=True)
+    page.trajectory(
+        {text: rows, "ends early": rows[:2]},
+        reference=TokenRow(text, [Token(token) for token in HOSTILE]),
+        caption=text,
+        legend=text,
+        marks={"right": f"kept {text}", "wrong": f"left {text}"},
+    )
     page.table(["name", text], [[text, 0.5], ["nan", math.nan], [None, True]], caption=text)
+    page.table(
+        ["run", text, "loss"],
+        [[text, "b", 0.5], ["plain", "a", 12.0], ["<i>", "c", -1.5]],
+        interactive=True,
+        targets=["a/report.html", None, "b/report.html"],
+    )
     page.table([f"column {index}" for index in range(40)], [list(range(40))], collapsed=True, caption="Wide")
     curve = [(step, 10 / (step + 1)) for step in range(50)]
     page.lines({text: curve, "second": curve[:20]}, x=text, y=text, caption=text, log_y=True, description=text)

@@ -1,8 +1,13 @@
+import csv
+import io
 import json
 import math
 
+import pytest
+
 from probekit.report import Page
-from probekit.report.charts import MOST_CELLS, Chart, chart_of
+from probekit.report.charts import Chart, chart_of
+from probekit.report.charts.chart import MOST_CELLS
 
 
 def drawn(page: Page) -> Chart:
@@ -23,7 +28,9 @@ def test_what_has_no_place_on_a_log_axis_is_left_out_and_said() -> None:
     page.lines({"a": [(0, 1.0), (1, 0.0), (2, -3.0)]}, log_y=True)
     chart = drawn(page)
     assert chart.spec is not None
-    assert [value["y"] for value in chart.spec["data"]["values"]] == [1.0, None, None]
+    assert chart.spec["transform"] == [{"calculate": "datum.y > 0 ? datum.y : null", "as": "y"}]
+    assert chart.data is not None
+    assert chart.data.columns[2] == [1.0, 0.0, -3.0]
     assert chart.remarks == ["2 of 3 figures are zero or below and have no place on a logarithmic axis."]
 
 
@@ -84,10 +91,49 @@ def test_a_very_long_table_is_thinned_and_says_so() -> None:
     page.lines({"a": [(step, 1.0) for step in range(MOST_CELLS)]})
     chart = drawn(page)
     assert chart.table is not None
-    assert chart.spec is not None
+    assert chart.data is not None
     assert len(chart.table.rows) == MOST_CELLS // 2
-    assert "10000 of 20000 rows" in chart.table.thinned
-    assert len(chart.spec["data"]["values"]) == MOST_CELLS
+    assert f"{MOST_CELLS // 2} of {MOST_CELLS} rows" in chart.table.thinned
+    assert len(chart.data.records()) == MOST_CELLS
+    assert chart.stride == 1
+
+
+def test_of_very_many_points_a_page_has_some_and_says_so() -> None:
+    page = Page("t")
+    page.lines({name: [(step, 1 / 3) for step in range(10_000)] for name in "abc"})
+    chart = drawn(page)
+    assert chart.data is not None
+    assert (chart.stride, len(chart.data.records())) == (4, 30_000)
+    assert "every 4th point of each line, and the last, of 30,000 in all" in chart.remarks[0]
+    embedded = chart.data.thinned(chart.stride).embedded()
+    assert embedded["levels"] == {"series": ["a", "b", "c"]}
+    assert embedded["columns"][0] == [0] * 2501 + [1] * 2501 + [2] * 2501
+    assert embedded["columns"][1][:2501] == [*range(0, 10_000, 4), 9_999]
+    assert embedded["columns"][2][0] == 0.3333333
+
+
+def test_a_place_may_be_a_text_and_texts_keep_the_order_in_which_they_appear() -> None:
+    page = Page("t")
+    sites = ["embedding", "block.10", "block.9", "norm"]
+    page.lines({"a": [(site, 1.0) for site in sites], "b": [("logits", 2.0), ("norm", 1.0)]}, x="site")
+    chart = drawn(page)
+    assert chart.spec is not None
+    assert chart.spec["encoding"]["x"]["type"] == "ordinal"
+    assert chart.spec["encoding"]["x"]["scale"]["domain"] == [*sites, "logits"]
+    with pytest.raises(ValueError, match="all numbers or all texts"):
+        page.band({"a": [(1, 1, 1, 1), ("norm", 1, 1, 1)]})
+
+
+def test_data_are_saved_as_csv_under_the_readers_words() -> None:
+    page = Page("t")
+    page.band({'say "a", b': [(0, 1.5, 1.0, math.nan), (1, 2.0, 1.0, 3.0)]}, x="step", y="r")
+    chart = drawn(page)
+    assert chart.data is not None
+    assert list(csv.reader(io.StringIO(chart.data.csv()))) == [
+        ["series", "step", "median", "low", "high"],
+        ['say "a", b', "0", "1.5", "1.0", ""],
+        ['say "a", b', "1", "2.0", "1.0", "3.0"],
+    ]
 
 
 def test_the_data_of_a_foreign_chart_are_found_where_altair_puts_them() -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from probekit import Page, Result
     from probekit_plugins.gradient_inverter import GradientInverterOptions
 
-# The tokens over steps have at most this many rows.
-ROWS = 40
+# What the marks of tokens mean.
+MARKS = {"right": "the prompt's own token", "wrong": "another token"}
 # Columns of the candidates by rank.
 RANKS = {
     "right": "right",
@@ -128,15 +128,18 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
             ),
         ],
         caption="Recovered tokens by restart",
-        legend="marked right or wrong against the prompt's token at the same position",
+        marks=MARKS,
     )
-    trajectory = list(_of(result, "trajectory", prompt))
-    page.tokens(
-        [
-            TokenRow(f"step {trajectory[index].labels['step']}", _marked(trajectory[index], prompt))
-            for index in thinned(len(trajectory), ROWS)
-        ],
-        caption=f"Tokens over steps, restart {selected['restart']}",
+    page.trajectory(
+        {
+            f"restart {selected['restart']}": [
+                TokenRow(f"step {sequence.labels['step']}", _marked(sequence, prompt))
+                for sequence in _of(result, "trajectory", prompt)
+            ]
+        },
+        reference=TokenRow("prompt", [Token(text) for text in prompt.tokens]),
+        caption="Tokens over steps of the selected restart",
+        marks=MARKS,
         collapsed=many,
     )
     shifted = float(selected["shifted_loss"] or 0) or 1.0

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Band = list[tuple[float, float, float, float]]
 
+# What the marks of tokens mean: a walk is meant to leave the prompt, so the other one is not wrong.
+MARKS = {"right": "the prompt's own token", "wrong": "another token"}
+
 FIGURES = {
     "r_l1": "r₁",
     "r_l2": "r₂",
@@ -127,18 +130,21 @@ def _tokens(result: Result, page: Page, prompt: TokenSequence, prefix: str, trac
         and sequence.labels["walker"] == 0
     ]
     steps = result.tensors[f"{prefix}/steps"].tolist()
-    page.tokens(
-        [
-            TokenRow(
-                f"step {sequence.labels['step']}",
-                _marked(sequence, prompt),
-                note=_note(result, prefix, steps.index(sequence.labels["step"])),
-            )
-            for sequence in walked
-            if sequence.labels["rank"] == 0
-        ],
-        caption=f"Tokens along the walk: {track}, first walker",
-        legend="marked right or wrong against the prompt's token at the same position",
+    page.trajectory(
+        {
+            "first walker": [
+                TokenRow(
+                    f"step {sequence.labels['step']}",
+                    _marked(sequence, prompt),
+                    note=_note(result, prefix, steps.index(sequence.labels["step"])),
+                )
+                for sequence in walked
+                if sequence.labels["rank"] == 0
+            ]
+        },
+        reference=TokenRow("prompt", [Token(text) for text in prompt.tokens]),
+        caption=f"Tokens along the walk: {track}",
+        marks=MARKS,
         collapsed=many,
     )
     page.tokens(

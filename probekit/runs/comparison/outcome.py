@@ -26,6 +26,16 @@ class Comparison:
     sides: list[Side]
     analyses: list[str]
 
+    def __repr__(self) -> str:
+        """One line: where its page is, which runs it compares, and in what."""
+        return f"Comparison({str(self.path)!r}, {' | '.join(self.labels)}: {', '.join(self.analyses)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page, in a frame."""
+        from probekit.runs.notebook import report_in_frame
+
+        return report_in_frame(self.path, repr(self), "Draw it again with `probekit compare`.")
+
     @property
     def labels(self) -> list[str]:
         """The name that each run has on the page, in order."""

@@ -77,7 +77,7 @@ def _kind(block: Block) -> tuple[str, Key]:
         return "curves", (block["x"], block["y"])
     if block["type"] == "heatmap":
         return "heatmap", (tuple(block["x_labels"]), tuple(block["y_labels"]), block["value"])
-    return ("tokens", ()) if block["type"] == "tokens" else ("", ())
+    return ("tokens", ()) if block["type"] in ("tokens", "trajectory") else ("", ())
 
 
 def _folded(blocks: Mapping[int, Block]) -> dict[int, Block]:
@@ -100,7 +100,7 @@ def _extent(block: Block) -> list[float]:
 def _tokens(blocks: Mapping[int, Block], labels: Sequence[str], target: Page) -> None:
     """One under the other, folded where there are many rows."""
     for side, block in blocks.items():
-        folded = block["collapsed"] or len(block["rows"]) > MOST_OPEN_ROWS
+        folded = block["collapsed"] or len(block.get("rows", ())) > MOST_OPEN_ROWS
         target.blocks.append(block | {"caption": _captioned(block, labels[side]), "collapsed": folded})
 
 

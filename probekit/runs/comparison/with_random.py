@@ -33,6 +33,11 @@ class TrainedAndRandom:
     random: Run
     comparison: Comparison | None
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the comparison, or both runs where there is none."""
+        shown = [self.trained, self.random] if self.comparison is None else [self.comparison]
+        return "".join(each._repr_html_() for each in shown)
+
     @property
     def runs(self) -> dict[str, Run]:
         return {"trained": self.trained, "random": self.random}

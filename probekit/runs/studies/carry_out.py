@@ -35,6 +35,19 @@ class Study:
     failures: dict[str, str] = field(default_factory=dict)
     judgements: list[Judgement] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        """One line: where it is, what became of its cells, and whether it shows what it should."""
+        cells = f"{self.done} done, {len(self.failures)} failed, {self.missing} missing"
+        return f"Study({str(self.path)!r}, cells: {cells}; {'passed' if self.passed else 'not passed'})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the report, in a frame, without the links to those of the cells, which lead nowhere
+        from there.
+        """
+        from probekit.runs.notebook import report_in_frame
+
+        return report_in_frame(self.path / "alone.html", repr(self), "Draw it again with `probekit study`.")
+
     @property
     def report_path(self) -> Path:
         """The report, one HTML file, with links to those of the cells beside it."""

@@ -48,7 +48,8 @@ def render_study(
         command=shlex.join(command),
         provenance=_provenance(outcome),
     )
-    directory.write_json(PAGE_FILE, {"pages": [page.to_json() for _, page in pages]})
+    counts = outcome.document()["cells"]
+    directory.write_json(PAGE_FILE, {"cells": counts, "pages": [page.to_json() for _, page in pages]})
     directory.write_json("verdicts.json", outcome.document()["expectations"])
     directory.write("report.html", render_html(document).encode(errors="replace"))
     alone = replace(document, pages=[expectations])
