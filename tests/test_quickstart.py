@@ -38,7 +38,7 @@ def executable(page: str) -> Iterator[tuple[str, str]]:
         yield language, re.sub(r"^pip install .*\n", "", source, flags=re.MULTILINE)
 
 
-def execute(language: str, source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def execute(language: str, source: str, folder: Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
     command = ["bash", "-eu", "-c", source] if language == "sh" else [sys.executable, "-c", source]
     # `probekit` is the one beside this Python, whatever else is installed.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -49,7 +49,7 @@ def execute(language: str, source: str, folder: Path) -> subprocess.CompletedPro
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=seconds,
         check=False,
     )
 
@@ -147,12 +147,13 @@ def test_python_prints_both_findings_and_a_proof(executed: list[Block]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("guide", sorted(path.name for path in (ROOT / "docs" / "guides").glob("*.md")))
 def test_every_command_of_a_guide_works(guide: str, tmp_path: Path) -> None:
     blocks = list(executable((ROOT / "docs" / "guides" / guide).read_text(encoding="utf-8")))
     assert blocks
     for language, source in blocks:
-        done = execute(language, source, tmp_path)
+        done = execute(language, source, tmp_path, seconds=900)
         assert done.returncode == 0, f"{source}\nends with {done.returncode}:\n{done.stdout}\n{done.stderr}"
 
 

@@ -18,12 +18,11 @@ from markupsafe import Markup
 
 from probekit.report.blocks import Page
 from probekit.report.characters import plain, visible
-from probekit.report.charts import CHARTS
 from probekit.report.charts.series import LEVELS
 from probekit.report.document import Document
 from probekit.report.frames import FrameDocument
 from probekit.report.runtime import vega_runtime
-from probekit.report.saving import file_name
+from probekit.report.saving import file_name, is_figure
 from probekit.report.theme import STYLESHEET, VEGA_CONFIG
 from probekit.report.views import script_json, view
 
@@ -118,10 +117,10 @@ def _paragraphs(text: str) -> list[str]:
 
 def _section(index: int, name: str, page: Page) -> _Section:
     anchor = f"analysis-{index}-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "page")
-    blocks, charts = [], 0
+    blocks, figures = [], 0
     for number, block in enumerate(page.blocks, start=1):
         if block["type"] == "finding":
             continue
-        charts += block["type"] in CHARTS
-        blocks.append(view(block, f"{anchor}-{number}", file_name(name, charts, block.get("caption", ""))))
+        figures += is_figure(block)
+        blocks.append(view(block, f"{anchor}-{number}", file_name(name, figures, block.get("caption", ""))))
     return _Section(anchor, name, page.title, page.findings, blocks)

@@ -1,13 +1,15 @@
-"""The charts of pages as files for a paper: SVG, PNG and the data as CSV, drawn by vl-convert without a browser."""
+"""The charts and pictures of pages as files for a paper: SVG, PNG and the data as CSV, drawn without a browser."""
 
+import base64
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from probekit.report.blocks import Page
 from probekit.report.characters import plain
-from probekit.report.charts import CHARTS, Chart, chart_of
+from probekit.report.charts import CHARTS, Chart, Data, chart_of
+from probekit.report.pictures import PNG, SVG
 from probekit.report.theme import paper_config
 
 FORMATS = ("svg", "png", "csv")
@@ -18,7 +20,9 @@ SCALE = 4
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart as files: `name` without an ending, its caption, its description, and `files` by their ending."""
+    """One chart as files: `name` without an ending, its caption, its description, and `files` by the ends of their
+    names (`.svg`).
+    """
 
     name: str
     caption: str
@@ -27,32 +31,27 @@ class Figure:
 
 
 def draw_figures(pages: Sequence[tuple[str, Page]], formats: Sequence[str] = FORMATS) -> Iterator[Figure]:
-    """The charts of the pages in their order, in these formats. A chart without a finite figure is left out.
+    """The charts and pictures of the pages in their order, in these formats. A chart without a finite figure is left
+    out, and so is a format that one does not have: a picture that was kept as pixels is no SVG.
 
     Raises RuntimeError with a sentence if vl-convert is not installed or cannot draw a chart.
     """
-    for anchor, block in charts_of(pages):
-        chart = chart_of(block)
-        if chart.spec is None:
-            continue
-        yield Figure(
-            name=anchor,
-            caption=plain(block["caption"]),
-            description=chart.description,
-            files={ending: content for ending in formats if (content := _draw(anchor, chart, ending)) is not None},
-        )
+    for analysis, page in pages:
+        for number, block in enumerate(filter(is_figure, page.blocks), start=1):
+            name = file_name(analysis, number, block["caption"])
+            files = _files(name, block, formats)
+            if files:
+                description = block["alternative"] if block["type"] == "image" else chart_of(block).description
+                yield Figure(name, plain(block["caption"]), plain(description), files)
 
 
-def charts_of(pages: Sequence[tuple[str, Page]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each block that is a chart with the name that its files have: analysis, number among its charts, caption."""
-    for name, page in pages:
-        charts = [block for block in page.blocks if block["type"] in CHARTS]
-        for number, block in enumerate(charts, start=1):
-            yield file_name(name, number, block["caption"]), block
+def is_figure(block: Mapping[str, Any]) -> bool:
+    """Whether a block is a chart or a picture, which has a number among the figures of its page."""
+    return block["type"] in CHARTS or block["type"] == "image"
 
 
 def file_name(analysis: str, number: int, caption: str) -> str:
-    """A name for files: `clamped-walk-03-loss-over-steps`."""
+    """A name for the files of an analysis's n-th figure: `clamped-walk-03-loss-over-steps`."""
     words = [_slug(analysis) or "page", f"{number:02}", _slug(caption)]
     return "-".join(filter(None, words))
 
@@ -62,20 +61,54 @@ def _slug(text: str) -> str:
     return words if len(words) <= 48 else words[:48].rpartition("-")[0] or words[:48]
 
 
-def _draw(name: str, chart: Chart, ending: str) -> bytes | None:
-    if ending == "csv":
-        return None if chart.data is None else chart.data.csv().encode("utf-8", errors="replace")
-    spec = dict(chart.whole_spec or {})
-    if spec.get("width") == "container":
-        spec["width"] = WIDTH
-    if isinstance(spec.get("autosize"), dict):
-        del spec["autosize"]  # it fits a chart into a page; on paper the axes have this width, and labels their own
+def _files(name: str, block: dict[str, Any], formats: Sequence[str]) -> dict[str, bytes]:
+    if block["type"] == "image":
+        return _picture(block, formats)
+    chart = chart_of(block)
+    if chart.spec is None:
+        return {}
+    files = {f".{ending}": _draw(name, chart, ending) for ending in formats if ending != "csv"}
+    if "csv" in formats and chart.data is not None:
+        files[".csv"] = _csv(chart.data)
+    return files
+
+
+def _picture(block: dict[str, Any], formats: Sequence[str]) -> dict[str, bytes]:
+    content = base64.b64decode(block["data"])
+    files = {}
+    if "svg" in formats and block["mime"] == SVG:
+        files[".svg"] = content
+    if "png" in formats:
+        files[".png"] = content if block["mime"] == PNG else _vl_convert().svg_to_png(content.decode(), scale=SCALE)
+    if "csv" in formats:
+        for number, table in enumerate(block["tables"], start=1):
+            columns = [list(column) for column in zip(*table["rows"], strict=True)]
+            data = Data(table["columns"], table["columns"], columns or [[] for _ in table["columns"]])
+            files[f"-{number}.csv" if len(block["tables"]) > 1 else ".csv"] = _csv(data)
+    return files
+
+
+def _csv(data: Data) -> bytes:
+    return data.csv().encode("utf-8", errors="replace")
+
+
+def _vl_convert() -> Any:
     try:
         import vl_convert
     except ImportError:
         raise RuntimeError(
             "Figures are drawn by vl-convert, which is not installed: pip install vl-convert-python."
         ) from None
+    return vl_convert
+
+
+def _draw(name: str, chart: Chart, ending: str) -> bytes:
+    spec = dict(chart.whole_spec or {})
+    if spec.get("width") == "container":
+        spec["width"] = WIDTH
+    if isinstance(spec.get("autosize"), dict):
+        del spec["autosize"]  # it fits a chart into a page; on paper the axes have this width, and labels their own
+    vl_convert = _vl_convert()
     config = paper_config([entry.colour for entry in chart.key])
     try:
         # No address is allowed, so that nothing is loaded.

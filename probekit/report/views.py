@@ -7,10 +7,11 @@ from typing import Any
 from markupsafe import Markup
 
 from probekit.report.characters import plain, visible, visible_pieces
-from probekit.report.charts import CHARTS, chart_of
+from probekit.report.charts import CHARTS, Data, chart_of
 from probekit.report.charts.series import LEVELS
 from probekit.report.figures import Cell, column, figure, is_numeric
 from probekit.report.frames import frame_document
+from probekit.report.pictures import SVG
 from probekit.report.tokens import MARKS
 
 _JSON_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
@@ -65,7 +66,13 @@ def _chart_view(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_view(block: dict[str, Any]) -> dict[str, Any]:
+    data = [
+        Data(table["columns"], table["columns"], [list(column) for column in zip(*table["rows"], strict=True)])
+        for table in block["tables"]
+    ]
     return {
+        "data_json": Markup(script_json([table.embedded() for table in data])),
+        "saved_as": [*(["csv", "json"] if data else []), *(["svg"] if block["mime"] == SVG else []), "png"],
         "source": f"data:{block['mime']};base64,{block['data']}",
         "width": max(1, round(block["size"][0])),
         "height": max(1, round(block["size"][1])),

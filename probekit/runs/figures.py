@@ -28,7 +28,7 @@ def save_figures(path: Path, folder: Path, formats: Sequence[str]) -> list[Figur
         raise UsageError(str(error)) from None
     if not drawn:
         raise UsageError(f"There is no chart with a finite figure in '{path}', so there is nothing to save.")
-    files = {f"{figure.name}.{ending}": content for figure in drawn for ending, content in figure.files.items()}
+    files = {f"{figure.name}{ending}": content for figure in drawn for ending, content in figure.files.items()}
     files[CAPTIONS] = _captions(drawn).encode(errors="replace")
     for name in files:
         if (folder / name).exists():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from probekit.report import Document, Page, Token, TokenRow, render_html
 from tests.report.reading import Reader, chromium
@@ -225,3 +226,28 @@ def test_a_chart_is_saved_as_a_figure_with_its_legend_on_white_in_any_theme(
     assert saved(reader, 1, "PNG")[1].startswith(b"\x89PNG\r\n")
     assert reader.page.locator(".drawing").count() == 0
     assert reader.page.locator(".saves [role=status]").nth(1).inner_text() == "Saved analysis-02-where.png"
+
+
+def test_a_picture_and_its_data_are_saved_too(read: Any) -> None:
+    figure = Figure(figsize=(3, 2))
+    left, right = figure.subplots(1, 2)
+    left.plot([1, 2], [0.5, -3])
+    right.imshow([[7, 8]])
+    page = Page("Picture")
+    page.show(figure, caption="Two axes")
+    reader = read(page, accept_downloads=True)
+    name, content = saved(reader, 0, "SVG")
+    assert name == "analysis-01-two-axes.svg"
+    assert ET.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+    pixels = saved(reader, 0, "PNG")[1]
+    assert pixels.startswith(b"\x89PNG\r\n")
+    width = int.from_bytes(pixels[16:20], "big")
+    assert width == 3 * reader.page.locator("img").evaluate("(image) => image.width")
+    downloads: list[Any] = []
+    reader.page.on("download", lambda download: downloads.append(download))
+    reader.page.get_by_role("button", name="CSV").click()
+    reader.page.get_by_text("Saved analysis-01-two-axes-1.csv, analysis-01-two-axes-2.csv").wait_for()
+    reader.page.wait_for_timeout(300)
+    tables = [Path(download.path()).read_text() for download in downloads]
+    assert [line.split(",")[2:] for line in tables[0].splitlines()[1:]] == [["1", "0.5"], ["2", "-3"]]
+    assert tables[1].splitlines()[1].endswith("7,8")

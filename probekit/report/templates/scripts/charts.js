@@ -26,19 +26,25 @@ function theme(colours, element) {
 const themeElement = document.getElementById("chart-theme");
 const chartTheme = themeElement ? JSON.parse(themeElement.textContent) : {};
 
+// Columns as the page carries them, as rows under the names of their fields, and the reader's words for these.
+function readData({ fields, headers, columns, levels }) {
+  const whole = columns.map((column, index) => {
+    const texts = levels[fields[index]];
+    return texts ? column.map((place) => texts[place]) : column;
+  });
+  const row = (_, at) => Object.fromEntries(fields.map((name, index) => [name, whole[index][at]]));
+  return {
+    rows: (whole[0] ?? []).map(row),
+    headers: Object.fromEntries(fields.map((name, index) => [name, headers[index]])),
+  };
+}
+
 // A chart as the page carries it: its spec, its rows as objects, and what a reader needs beside them.
 function readChart(box) {
   const chart = JSON.parse(document.getElementById(box.dataset.chart).textContent);
   const { data, path, spec } = chart;
   if (data) {
-    const columns = data.columns.map((column, index) => {
-      const levels = data.levels[data.fields[index]];
-      return levels ? column.map((place) => levels[place]) : column;
-    });
-    chart.rows = (columns[0] ?? []).map((_, row) =>
-      Object.fromEntries(data.fields.map((name, index) => [name, columns[index][row]])),
-    );
-    chart.headers = Object.fromEntries(data.fields.map((name, index) => [name, data.headers[index]]));
+    Object.assign(chart, readData(data));
   } else if (path.length) {
     chart.rows = path.reduce((part, key) => part[key], spec).map((row) =>
       row !== null && typeof row === "object" && !Array.isArray(row) ? row : { data: row },

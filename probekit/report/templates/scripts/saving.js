@@ -45,23 +45,49 @@ async function picture(view) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
-const SAVERS = {
-  csv: async (chart) => [csv(chart), "text/csv"],
-  json: async (chart) => [json(chart), "application/json"],
-  svg: async (chart) => [await withFigure(chart, (view) => view.toSVG()), "image/svg+xml"],
-  png: async (chart) => [await withFigure(chart, picture), "image/png"],
+function asPixels(image) {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [image.width * SAVED_SCALE, image.height * SAVED_SCALE];
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+// The bytes of a picture of that type, if it is one.
+function bytesOf(image, type) {
+  const [head, data] = image.src.split(",");
+  return head.includes(type) ? new Blob([Uint8Array.from(atob(data), (char) => char.charCodeAt(0))], { type }) : null;
+}
+
+// For each kind of file: what goes into it, of a chart or of a picture. A picture may have several tables of data.
+const CHART = {
+  csv: async (box) => [[csv(readChart(box)), "text/csv"]],
+  json: async (box) => [[json(readChart(box)), "application/json"]],
+  svg: async (box) => [[await withFigure(readChart(box), (view) => view.toSVG()), "image/svg+xml"]],
+  png: async (box) => [[await withFigure(readChart(box), picture), "image/png"]],
 };
+const PICTURE = {
+  csv: async (image) => tablesOf(image).map((table) => [csv(table), "text/csv"]),
+  json: async (image) => tablesOf(image).map((table) => [json(table), "application/json"]),
+  svg: async (image) => [[bytesOf(image, "image/svg+xml")]],
+  png: async (image) => [[bytesOf(image, "image/png") ?? (await asPixels(image))]],
+};
+const tablesOf = (image) => JSON.parse(document.getElementById(image.dataset.picture).textContent).map(readData);
 
 for (const tools of document.querySelectorAll("[data-saves]")) {
-  const box = document.querySelector(`[data-chart="${tools.dataset.saves}"]`);
+  const source = tools.dataset.saves;
+  const chart = document.querySelector(`[data-chart="${source}"]`);
+  const [savers, box] = chart ? [CHART, chart] : [PICTURE, document.querySelector(`[data-picture="${source}"]`)];
   const status = tools.querySelector("[role=status]");
   tools.hidden = false;
   for (const button of tools.querySelectorAll("button")) {
     button.addEventListener("click", async () => {
-      const name = `${tools.dataset.name}.${button.value}`;
       try {
-        save(name, ...(await SAVERS[button.value](readChart(box))));
-        status.textContent = `Saved ${name}`;
+        const contents = await savers[button.value](box);
+        const names = contents.map(
+          (_, number) => `${tools.dataset.name}${contents.length > 1 ? `-${number + 1}` : ""}.${button.value}`,
+        );
+        contents.forEach((content, number) => save(names[number], ...content));
+        status.textContent = `Saved ${names.join(", ")}`;
       } catch (error) {
         status.textContent = `This could not be saved: ${error.message}`;
       }
