@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from probekit.runs.index import TEXT, Index, index_runs, write_index
+from probekit.runs.index import TEXT, Index, index_runs, write_index, write_summary
 
 # In fewer columns a table would be a few words wide; there each run is a paragraph.
 WIDE = 140
@@ -29,15 +29,22 @@ COLOURS = {"done": "green", "failed": "red", "damaged": "red"}
     help="Write an index page, with a link to each report, to this HTML file in FOLDER or above it.",
 )
 @click.option(
+    "--summary",
+    type=click.Path(path_type=Path),
+    help="Write the listing and the summary of each report to this Markdown file.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on standard output, and nothing else there."
 )
-def command(folder: Path | None, cells: bool, output: Path | None, as_json: bool) -> None:
+def command(folder: Path | None, cells: bool, output: Path | None, summary: Path | None, as_json: bool) -> None:
     """List what was run below FOLDER, the newest first: runs, studies, comparisons and recordings.
 
     Without FOLDER it is probekit-runs/, where `probekit run` makes its runs.
     """
     index = index_runs(folder, cells)
     page = None if output is None else write_index(index, output)
+    if summary is not None:
+        write_summary(index, summary)
     if as_json:
         document = {**index.document(), "page": None if page is None else str(page)}
         click.echo(json.dumps(document, indent=1, allow_nan=False))
@@ -45,6 +52,8 @@ def command(folder: Path | None, cells: bool, output: Path | None, as_json: bool
     show(index, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     if page is not None:
         click.echo(f"Page: {page}")
+    if summary is not None:
+        click.echo(f"Summary: {summary}")
 
 
 def show(index: Index, width: int | None) -> None:

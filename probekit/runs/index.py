@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from probekit.errors import UsageError
-from probekit.report import Document, Page, render_html
+from probekit.report import Document, Page, render_html, render_markdown
 from probekit.report.characters import one_line
 from probekit.runs.directory import RunDirectory
 from probekit.runs.entries import (
@@ -32,6 +32,7 @@ from probekit.runs.entries import (
 from probekit.runs.execute import DEFAULT_FOLDER
 
 TITLE = "Runs in"
+SUMMARY_FILE = "summary.md"
 TEXT = "what went wrong, finding"
 COLUMNS = ["name", "kind", "status", "begun", "model", TEXT, "analyses", "seconds"]
 HEADINGS = {"seconds": "took"}  # for a terminal, which has them in words
@@ -198,16 +199,39 @@ def write_index(index: Index, output: str | Path) -> Path:
         )
     if os.path.lexists(path) and not (title_of(path) or "").startswith(TITLE):
         raise UsageError(f"The output '{path}' exists and is no index of runs; name another file, or remove it.")
-    html = render_html(_document(index, path, folder.relative_to(home)))
-    try:
-        RunDirectory(path.parent).write(path.name, html.encode(errors="replace"))
-    except OSError as error:
-        raise UsageError(f"The output '{path}' cannot be written: {error.strerror}.") from None
+    _write(path, render_html(_document(index, folder.relative_to(home), ["--output", str(path)])))
     return path
 
 
-def _document(index: Index, output: Path, below: Path) -> Document:
-    """The page; `below` is the way from it to the folder that it lists."""
+def write_summary(index: Index, output: str | Path) -> Path:
+    """Write an index as Markdown, with the summary of each report that has one below it, in place of an earlier one.
+
+    Raises UsageError if there is another file of its name, or if it cannot be written.
+    """
+    path = Path(output)
+    opening = f"# {TITLE} "
+    if path.is_dir():
+        raise UsageError(f"The summary '{path}' is a folder; name a file in it, such as '{path / SUMMARY_FILE}'.")
+    if os.path.lexists(path) and not path.read_bytes().startswith(opening.encode()):
+        raise UsageError(f"The summary '{path}' exists and is none of runs; name another file, or remove it.")
+    parts = [render_markdown(_document(index, Path(), ["--summary", str(path)]))]
+    for entry in index.entries:
+        summary = None if entry.report is None else entry.report.with_name(SUMMARY_FILE)
+        if summary is not None and entry.path.is_dir() and summary.is_file():
+            parts.append(summary.read_text(encoding="utf-8", errors="replace"))
+    _write(path, "\n---\n\n".join(parts))
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        RunDirectory(path.parent).write(path.name, text.encode(errors="replace"))
+    except OSError as error:
+        raise UsageError(f"The output '{path}' cannot be written: {error.strerror}.") from None
+
+
+def _document(index: Index, below: Path, written: list[str]) -> Document:
+    """The page; `below` is the way from it to the folder that it lists, `written` the option that wrote it."""
     name = _whole(index.folder).name or str(index.folder)
     page = Page("What was run")
     page.finding(index.summary)
@@ -220,6 +244,7 @@ def _document(index: Index, output: Path, below: Path) -> Document:
             COLUMNS,
             [index.row(entry) for entry in index.entries],
             caption="The newest first; a name leads to its report",
+            in_summary=True,
             interactive=True,
             targets=targets,
         )
@@ -230,7 +255,7 @@ def _document(index: Index, output: Path, below: Path) -> Document:
         title=f"{TITLE} {name}",
         question="What was run here, and what was found?",
         pages=[(page.title, page)],
-        command=shlex.join(["probekit", "runs", str(index.folder), *cells, "--output", str(output)]),
+        command=shlex.join(["probekit", "runs", str(index.folder), *cells, *written]),
     )
 
 

@@ -79,6 +79,22 @@ def test_the_page_is_written_and_said_to_be(probekit_cli: Any, made: Path) -> No
     page.unlink()
 
 
+def test_the_summary_is_the_listing_and_what_each_report_says_in_short(
+    probekit_cli: Any, made: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):  # an earlier one is replaced
+        ended = probekit_cli("runs", made, "--summary", tmp_path / "summary.md")
+        assert (ended.code, ended.out.splitlines()[-1]) == (0, f"Summary: {tmp_path / 'summary.md'}")
+    text = (tmp_path / "summary.md").read_text()
+    assert text.startswith("# Runs in probekit-runs\n")
+    assert "| first | run | done |" in text
+    assert text.endswith("\n---\n\n" + (made / "first" / "summary.md").read_text())
+    (tmp_path / "mine.md").write_text("# Mine")
+    ended = probekit_cli("runs", made, "--summary", tmp_path / "mine.md")
+    assert (ended.code, "exists and is none of runs" in ended.sentence) == (2, True)
+    assert (tmp_path / "mine.md").read_text() == "# Mine"
+
+
 def test_an_empty_folder_is_a_sentence_and_a_missing_one_an_error(probekit_cli: Any, tmp_path: Path) -> None:
     ended = probekit_cli("runs", tmp_path)
     assert ended.code == 0
