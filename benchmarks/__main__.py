@@ -12,7 +12,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import exact_recovery, layer_map_step, memory, placement, pseudo_inverse, recording, restarts, walks
+from benchmarks import (
+    exact_recovery,
+    layer_map_step,
+    memory,
+    placement,
+    pseudo_inverse,
+    recording,
+    report_page,
+    restarts,
+    walks,
+)
 from benchmarks.machine import conditions
 from benchmarks.outcome import Outcome, Settings
 
@@ -25,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "placement": placement.run,
     "exact-recovery": exact_recovery.run,
     "recording": recording.run,
+    "report": report_page.run,
 }
 OUTPUT = Path("reports/output/bench/latest.json")
 

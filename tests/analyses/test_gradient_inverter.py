@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import probekit
+from probekit.report import Document, render_html
 from probekit_plugins.gradient_inverter import GradientInverter, GradientInverterOptions
 from probekit_plugins.gradient_inverter.inversion import Inversion
 from probekit_plugins.gradient_inverter.optimizers import rate_at
@@ -370,7 +372,7 @@ def test_the_context_is_not_exceeded_and_k_fits_the_vocabulary(
 
 
 def test_a_long_descent_has_a_short_page(subject: probekit.Subject, prompt: probekit.Prompt, tmp_path: Path) -> None:
-    """Everything is saved; the page shows what can be told apart, the first and the last step among it."""
+    """Everything is saved; below the slider stands what can be told apart, the first and the last step among it."""
     options = GradientInverterOptions(steps=300, restarts=2, record_every=1)
     analysis = GradientInverter(options, probekit.Context())
     for name, content in analysis.run(subject, [prompt]).encode().items():
@@ -379,11 +381,13 @@ def test_a_long_descent_has_a_short_page(subject: probekit.Subject, prompt: prob
     assert len(saved.sequences["trajectory"]) == 301
     page = probekit.Page("gradient-inverter")
     analysis.report(saved, page)
-    rows = next(block for block in page.to_json()["blocks"] if block.get("caption", "").startswith("Tokens over"))[
-        "rows"
-    ]
-    assert 20 <= len(rows) <= 42
-    assert (rows[0]["label"], rows[-1]["label"]) == ("step 0", "step 300")
+    block = next(block for block in page.to_json()["blocks"] if block.get("caption", "").startswith("Tokens over"))
+    assert [row["label"] for row in block["series"][0]["rows"]] == [f"step {step}" for step in range(301)]
+    report = render_html(Document("t", "q", pages=[("one", page)]))
+    [below] = re.findall(r"Steps below each other .*?</table>", report, re.DOTALL)
+    assert 20 <= below.count("<tr>") <= 48
+    assert '<th scope="row">step 0</th>' in below
+    assert '<th scope="row">step 300</th>' in below
 
 
 @pytest.mark.data

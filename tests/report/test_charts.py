@@ -103,12 +103,12 @@ def test_of_very_many_points_a_page_has_some_and_says_so() -> None:
     page.lines({name: [(step, 1 / 3) for step in range(10_000)] for name in "abc"})
     chart = drawn(page)
     assert chart.data is not None
-    assert (chart.stride, len(chart.data.records())) == (4, 30_000)
-    assert "every 4th point of each line, and the last, of 30,000 in all" in chart.remarks[0]
+    assert (chart.stride, len(chart.data.records())) == (6, 30_000)
+    assert "every 6th point of each line, and the last, of 30,000 in all" in chart.remarks[0]
     embedded = chart.data.thinned(chart.stride).embedded()
     assert embedded["levels"] == {"series": ["a", "b", "c"]}
-    assert embedded["columns"][0] == [0] * 2501 + [1] * 2501 + [2] * 2501
-    assert embedded["columns"][1][:2501] == [*range(0, 10_000, 4), 9_999]
+    assert embedded["columns"][0] == [0] * 1668 + [1] * 1668 + [2] * 1668
+    assert embedded["columns"][1][:1668] == [*range(0, 10_000, 6), 9_999]
     assert embedded["columns"][2][0] == 0.3333333
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.large_report import LAYERS, STEPS, TOKENS, large_document
 from probekit.report import Document, Page, Token, TokenRow, render_html
 from probekit.report.characters import visible
 from tests.report.conftest import HOSTILE
 from tests.report.reading import Reader, chromium
-from tests.report.sizable import LAYERS, STEPS, TOKENS, large_document
 
 pytestmark = pytest.mark.chromium
 

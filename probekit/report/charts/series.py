@@ -10,7 +10,7 @@ from probekit.report.figures import Cell, figure
 CATEGORIES = 8
 LEVELS = 16
 # Of all series together; a page draws more of them too slowly, and no screen has as many columns.
-MOST_POINTS = 8_000
+MOST_POINTS = 5_000
 _MOST_MARKED_POINTS = 24
 _MOST_IN_A_COLUMN = 14
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])

@@ -1,4 +1,4 @@
-"""The report of a large run: 200 tokens, 48 layers, 1000 steps, drawn as an inverter and a walk would."""
+"""The report of a large run: 200 tokens, 48 layers, 1000 steps, with the blocks that inverters and walks use."""
 
 from __future__ import annotations
 
