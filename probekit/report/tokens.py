@@ -65,7 +65,7 @@ def trajectory_json(series: Mapping[str, Sequence[TokenRow]]) -> dict[str, Any]:
     steps = max(map(len, series.values()), default=0)
     if not steps or not all(len(rows) for rows in series.values()):
         raise ValueError("A trajectory has at least one series, and each series at least one row of tokens.")
-    stride = max(1, sum(len(rows) * len(rows[-1].tokens) for rows in series.values()) // MOST_PLACES)
+    stride = max(1, -(-sum(len(rows) * len(rows[-1].tokens) for rows in series.values()) // MOST_PLACES))
     while True:
         encoded = _encode(series, stride)
         places = sum(len(row["tokens"]) for entry in encoded["series"] for row in entry["rows"])
@@ -73,15 +73,17 @@ def trajectory_json(series: Mapping[str, Sequence[TokenRow]]) -> dict[str, Any]:
         kept = len(_kept(steps, stride))
         if kept <= 2 or (places <= MOST_PLACES and characters <= MOST_CHARACTERS):
             break
-        stride = max(stride + 1, stride * 5 // 4)
+        stride = max(stride + 1, stride * 21 // 20)
     if stride > 1:
         encoded["thinned"] = f"{kept} of {steps} steps are on this page, evenly spaced, with the first and the last."
     return encoded
 
 
 def trajectory_rows(block: Mapping[str, Any]) -> dict[str, list[TokenRow]]:
-    """The series of a trajectory as `trajectory_json` encoded it, as rows again."""
-    vocabulary = [Token(**token) for token in block["vocabulary"]]
+    """The series of a trajectory as `trajectory_json` encoded it, as rows again. Raises KeyError for an index that the
+    vocabulary does not have.
+    """
+    vocabulary = dict(enumerate(Token(**token) for token in block["vocabulary"]))
     return {
         entry["name"]: [
             TokenRow(row["label"], [vocabulary[index] for index in row["tokens"]], row.get("note", ""))

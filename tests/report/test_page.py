@@ -1,11 +1,13 @@
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
 import pytest
 
 from probekit.report import Document, Page, Token, TokenRow, render_html
+from probekit.report.tokens import MOST_CHARACTERS
 
 
 def through_json(page: Page, **options: Any) -> Page:
@@ -204,3 +206,72 @@ def test_a_chart_is_a_dict_or_has_to_dict_and_is_vega_lite() -> None:
         page.chart("<svg>")
     with pytest.raises(ValueError, match="which is Vega"):
         page.chart({"$schema": "https://vega.github.io/schema/vega/v5.json"})
+
+
+def test_a_trajectory_keeps_the_steps_that_a_page_can_carry_and_asks_for_no_others() -> None:
+    asked: list[int] = []
+
+    class Rows(Sequence[TokenRow]):
+        def __len__(self) -> int:
+            return 5000
+
+        def __getitem__(self, step: Any) -> TokenRow:
+            asked.append(step)
+            return TokenRow(f"step {step}", [Token(f"{place}") for place in range(400)])
+
+    page = Page("t")
+    page.trajectory({"a": Rows(), "b": Rows()})
+    [block] = page.blocks
+    labels = [row["label"] for row in block["series"][0]["rows"]]
+    assert labels[0] == "step 0"
+    assert labels[-1] == "step 4999"
+    assert 200 <= len(labels) <= 251
+    assert block["thinned"].startswith(f"{len(labels)} of 5000 steps are on this page, evenly spaced")
+    assert len(asked) < 5 * len(labels)
+    assert len(block["vocabulary"]) == 400
+    again = Page.from_json(json.loads(json.dumps(page.to_json())))
+    assert again.to_json() == page.to_json()
+
+
+def test_a_trajectory_of_which_every_token_is_another_is_thinned_by_its_size() -> None:
+    page = Page("t")
+    rows = [TokenRow(f"{step}", [Token(f"{step} {place}" + "x" * 90) for place in range(20)]) for step in range(2000)]
+    page.trajectory({"a": rows})
+    [block] = page.blocks
+    assert sum(len(token["text"]) for token in block["vocabulary"]) <= MOST_CHARACTERS
+    assert f"{len(block['series'][0]['rows'])} of 2000 steps" in block["thinned"]
+
+
+@pytest.mark.parametrize(
+    ("series", "marks", "message"),
+    [
+        ({}, None, "at least one series"),
+        ({"a": []}, None, "at least one series, and each series at least one row"),
+        ({"a": [TokenRow("s", [])]}, {"good": "x"}, "The marks of tokens are 'right' and 'wrong'"),
+        ({"a": [TokenRow("s", [Token("x", mark="good")])]}, None, "A token's mark is"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_trajectory_is_refused(series: Any, marks: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Page("t").trajectory(series, marks=marks)
+
+
+@pytest.mark.parametrize("index", [-1, 7, "0", None])
+def test_a_trajectory_that_was_tampered_with_is_refused(index: Any) -> None:
+    page = Page("t")
+    page.trajectory({"a": [TokenRow("s", [Token("x"), Token("y")])]})
+    data = json.loads(json.dumps(page.to_json()))
+    data["blocks"][0]["series"][0]["rows"][0]["tokens"][0] = index
+    with pytest.raises(ValueError, match="malformed"):
+        Page.from_json(data)
+
+
+def test_the_targets_of_a_table_are_one_for_each_row_and_lead_below_the_report() -> None:
+    page = Page("t")
+    page.table(["a"], [["x"], ["y"]], targets=["x/report.html", None])
+    assert page.blocks[0]["targets"] == ["x/report.html", None]
+    with pytest.raises(ValueError, match="2 rows, but there are 1 targets"):
+        page.table(["a"], [["x"], ["y"]], targets=["x"])
+    for target in ("https://example.org", "/etc/passwd", "../x", "javascript:alert(1)"):
+        with pytest.raises(ValueError, match="A link leads to a file beside the report"):
+            page.table(["a"], [["x"]], targets=[target])
