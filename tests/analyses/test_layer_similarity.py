@@ -325,7 +325,7 @@ def test_the_page_shows_every_pair_and_every_neighbour(subject: probekit.Subject
     [lines] = [block for block in blocks if block["type"] == "lines"]
     cosines = [row["cosine"] for row in result.tables["neighbours"]]
     assert [line["points"] for line in lines["series"] if line["name"] == "mean cosine"] == [
-        [[index, cosine] for index, cosine in enumerate(cosines, 1)]
+        [[site, cosine] for site, cosine in zip(SITES[1:], cosines, strict=True)]
     ]
 
 

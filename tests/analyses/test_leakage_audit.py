@@ -117,9 +117,9 @@ def test_one_size_of_noise_is_drawn_over_sites(subject: probekit.Subject) -> Non
     options: dict[str, Any] = {"sites": "embedding,every-block", "precisions": ["none"], "noise": 0}
     chart = chart_of(audited(subject, **options), **options)
     assert [(line["name"], line["points"]) for line in chart["series"]] == [
-        ("as it is", [[0, 1.0], [1, 1.0], [2, 1.0]])
+        ("as it is", [["embedding", 1.0], ["block.0", 1.0], ["block.1", 1.0]])
     ]
-    assert "(0)" in chart["x"]
+    assert chart["x"] == "site"
     assert "(2)" in chart["x"]
 
 

@@ -55,7 +55,7 @@ def _sizes(page: Page, rows: Sequence[Row]) -> None:
                 "median norm": _by_site(rows, "norm_median"),
                 "median |a|": _by_site(rows, "magnitude_median"),
             },
-            x=_sites_axis(rows),
+            x="site",
             y="size",
             caption="Sizes by site",
             log_y=True,
@@ -150,8 +150,8 @@ def _features(result: Result, page: Page, rows: Sequence[Row], options: Activati
     )
     if len(rows) > 1:
         page.lines(
-            {"outlier features": [(index, row["outlier_features"] / row["width"]) for index, row in enumerate(rows)]},
-            x=_sites_axis(rows),
+            {"outlier features": [(row["site"], row["outlier_features"] / row["width"]) for row in rows]},
+            x="site",
             y="share of dimensions",
             caption="Outlier features by site",
         )
@@ -213,12 +213,8 @@ def _dimensions(page: Page, rows: Sequence[Row], options: ActivationStatisticsOp
             ("mean_cosine", "mean cosine of two tokens"),
         ):
             if any(row[name] is not None for row in rows):
-                page.lines({title: _by_site(rows, name)}, x=_sites_axis(rows), y=title, caption=f"The {title} by site")
+                page.lines({title: _by_site(rows, name)}, x="site", y=title, caption=f"The {title} by site")
 
 
-def _by_site(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
-    return [(index, row[name]) for index, row in enumerate(rows) if row[name] is not None]
-
-
-def _sites_axis(rows: Sequence[Row]) -> str:
-    return f"site, from {rows[0]['site']} (0) to {rows[-1]['site']} ({len(rows) - 1})"
+def _by_site(rows: Sequence[Row], name: str) -> list[tuple[str, float | None]]:
+    return [(row["site"], row[name]) for row in rows]

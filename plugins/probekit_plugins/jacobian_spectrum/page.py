@@ -76,18 +76,15 @@ def _table(page: Page, rows: Sequence[dict[str, Any]], options: JacobianSpectrum
 
 
 def _by_site(page: Page, rows: Sequence[dict[str, Any]], options: JacobianSpectrumOptions) -> None:
-    def points(name: str, scale: float = 1.0) -> list[tuple[float, float]]:
-        return [(index, float(row[name]) / scale) for index, row in enumerate(rows) if row[name] is not None]
+    def points(name: str, scale: float = 1.0) -> list[tuple[str, float | None]]:
+        return [(row["site"], None if row[name] is None else float(row[name]) / scale) for row in rows]
 
-    listed = (
-        ", ".join(str(row["site"]) for row in rows) if len(rows) <= 6 else f"{rows[0]['site']} to {rows[-1]['site']}"
-    )
     for name, title in (("condition_number_at_least", "condition number"), ("gain", "gain")):
         page.lines(
             {title: points(name)},
             x="site",
             y=title,
-            caption=f"The {title} by site ({listed})",
+            caption=f"The {title} by site",
             log_y=True,
         )
     page.lines(
@@ -97,7 +94,7 @@ def _by_site(page: Page, rows: Sequence[dict[str, Any]], options: JacobianSpectr
         },
         x="site",
         y="share of directions",
-        caption=f"Size of the ε-null space by site ({listed})",
+        caption="Size of the ε-null space by site",
     )
 
 

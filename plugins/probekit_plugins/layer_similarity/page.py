@@ -92,13 +92,13 @@ def _neighbours(result: Result, page: Page, sites: list[str]) -> None:
     )
     if len(rows) > 1:
         series = {
-            name: [(place, value) for place, row in enumerate(rows, 1) if (value := _number(row[figure])) is not None]
+            name: [(row["site"], _number(row[figure])) for row in rows]
             for name, figure in (("CKA", "cka"), ("mean cosine", "cosine"))
             if any(row[figure] is not None for row in rows)
         }
         page.lines(
             series,
-            x=f"site, from {sites[1]} (1) to {sites[-1]} ({len(sites) - 1})",
+            x="site",
             y="similarity to the site before",
             caption="How alike each site is to the one before it",
         )

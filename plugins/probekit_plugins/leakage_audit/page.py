@@ -43,11 +43,11 @@ def draw(result: Result, page: Page) -> None:
         page.lines(
             {
                 _named(precision): [
-                    (sites.index(row["site"]), row["token_accuracy"]) for row in rows if row["precision"] == precision
+                    (row["site"], row["token_accuracy"]) for row in rows if row["precision"] == precision
                 ]
                 for precision in precisions
             },
-            x=f"site, from {sites[0]} (0) to {sites[-1]} ({len(sites) - 1})",
+            x="site",
             y="share of tokens that come back",
             caption="What leaks, by layer",
         )

@@ -18,8 +18,8 @@ MOST_CHARTS = 8
 FEWEST_PLACES = 3
 _NUMBERED_METRIC = re.compile(r"(?P<stem>.*?)(?P<number>\d+)/(?P<figure>[^/]+)")
 
-# One point of a band: x, median, least, greatest; None for a gap.
-Point = tuple[float, Any, Any, Any]
+# One point of a band: x, a number or a text; median, least, greatest, None for a gap.
+Point = tuple[Any, Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def overlay_curves(blocks: Mapping[int, Block], labels: Sequence[str], page: Pag
     """The `lines` or `band` blocks of several sides as one chart.
 
     Where a block has series of several names, as one of decoders has, there is a chart for each name that two sides
-    share.
+    share. What one side alone has, such as a walk of ten inner steps, shares a chart with what the others alone have,
+    and with the series that are the same on every side, such as a control.
     """
     curves = {side: _curves(block) for side, block in blocks.items()}
     caption = next(iter(blocks.values()))["caption"]
@@ -43,6 +44,18 @@ def overlay_curves(blocks: Mapping[int, Block], labels: Sequence[str], page: Pag
         return
     names = dict.fromkeys(name for named in curves.values() for name in named)
     shared = [name for name in names if sum(name in named for named in curves.values()) > 1]
+    if sum(any(name not in shared for name in named) for named in curves.values()) > 1:
+        same = [name for name in shared if _is_same(name, curves, labels)]
+        own = {
+            label if name == label else f"{label}: {name}": curve
+            for side, label in enumerate(labels)
+            for name, curve in curves.get(side, {}).items()
+            if name not in shared
+        }
+        if len(own) + len(same) <= MOST_CHARTS:
+            every = {f"{name}, in every run": next(iter(curves.values()))[name] for name in same}
+            _draw(caption, {**own, **every}, blocks, page)
+            shared = [name for name in shared if name not in same]
     for name in shared[:MOST_CHARTS]:
         having = {side: named[name] for side, named in curves.items() if name in named}
         _chart(": ".join(filter(None, [caption, name])), having, blocks, labels, page)
@@ -79,6 +92,12 @@ def overlay_metrics(metrics: Sequence[Metric], labels: Sequence[str], page: Page
         page.lines(series, x=place, y=what, caption=f"{what[:1].upper()}{what[1:]} by {place}")
 
 
+def _is_same(name: str, curves: Mapping[int, Mapping[str, Curve]], labels: Sequence[str]) -> bool:
+    """Whether every side has this curve, and the same."""
+    found = [named[name] for named in curves.values() if name in named]
+    return len(found) == len(labels) and all(curve == found[0] for curve in found)
+
+
 def _curves(block: Block) -> dict[str, Curve]:
     """The series of a block by name, repetitions of the same together."""
     curves: dict[str, Curve] = {}
@@ -100,17 +119,23 @@ def _chart(
 ) -> None:
     """Every side has its place in the key, and so its colour, in every chart; one that lacks the curve says so."""
     one_name = len({curve.name for curve in curves.values()}) == 1
-    series: dict[str, list[Point]] = {}
+    named: dict[str, Curve] = {}
     for side, label in enumerate(labels):
         if side not in curves:
-            series[f"{label}: has no such curve"] = []
-        elif one_name or not curves[side].name:
-            series[label] = together(curves[side].repetitions)
+            named[f"{label}: has no such curve"] = Curve("", [])
+        elif one_name or curves[side].name in ("", label):
+            named[label] = curves[side]
         else:
-            series[f"{label}: {curves[side].name}"] = together(curves[side].repetitions)
+            named[f"{label}: {curves[side].name}"] = curves[side]
+    _draw(caption, named, blocks, page)
+
+
+def _draw(caption: str, curves: Mapping[str, Curve], blocks: Mapping[int, Block], page: Page) -> None:
+    """A line for each curve, or a band where one is repeated or is one."""
+    series = {name: together(curve.repetitions) for name, curve in curves.items()}
     first = next(iter(blocks.values()))
     x, y, log_y = first["x"], first["y"], all(block["log_y"] for block in blocks.values())
-    counts = sorted(len(curve.repetitions) for curve in curves.values())
+    counts = sorted(len(curve.repetitions) for curve in curves.values() if curve.repetitions)
     number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     repeated = f"{number} {_repetitions(blocks.values())}" if counts[-1] > 1 else ""
     if all(low == middle == high for points in series.values() for _, middle, low, high in points):
@@ -129,13 +154,15 @@ def _repetitions(blocks: Iterable[Block]) -> str:
 
 def together(repetitions: Sequence[Sequence[Point]]) -> list[Point]:
     """Repetitions as one curve: at each x the median of those that have a figure there, and the range of all."""
-    if len(repetitions) == 1:
-        return list(repetitions[0])
-    places: dict[float, list[Point]] = {}
+    if len(repetitions) <= 1:
+        return [point for points in repetitions for point in points]
+    places: dict[Any, list[Point]] = {}
     for points in repetitions:
         for point in points:
             places.setdefault(point[0], []).append(point)
-    return [(x, *_spread(places[x])) for x in sorted(places)]
+    # Texts, such as sites, stay in the order in which they appear.
+    order = places if any(isinstance(place, str) for place in places) else sorted(places)
+    return [(x, *_spread(places[x])) for x in order]
 
 
 def _spread(points: Sequence[Point]) -> tuple[Any, Any, Any]:

@@ -132,14 +132,9 @@ def _by_depth(result: Result, page: Page, rows: Sequence[Row]) -> None:
     page.heading("By depth")
     positions = result.metrics["positions"]
     if len(sites) > 1:
-        depth = f"site, from {sites[0]['site']} (0) to {sites[-1]['site']} ({len(sites) - 1})"
         page.band(
-            {
-                "KL(p_final ‖ p_site)": [
-                    (place, row["kl_median"], row["kl_low"], row["kl_high"]) for place, row in enumerate(sites)
-                ]
-            },
-            x=depth,
+            {"KL(p_final ‖ p_site)": [(row["site"], row["kl_median"], row["kl_low"], row["kl_high"]) for row in sites]},
+            x="site",
             y="bits",
             caption=f"Divergence from {MODEL}: median over {positions} positions, and the middle half of them",
         )
@@ -150,11 +145,11 @@ def _by_depth(result: Result, page: Page, rows: Sequence[Row]) -> None:
         }
         page.lines(
             {
-                name: [(place, row[column]) for place, row in enumerate(sites)]
+                name: [(row["site"], row[column]) for row in sites]
                 for name, column in series.items()
                 if model[column] is not None
             },
-            x=depth,
+            x="site",
             y="share or probability",
             caption="How much of the prediction is there",
         )
