@@ -95,7 +95,7 @@ def together(
     common = {"walkers": walkers, "sites": site, "steps": steps, "record_every": 1, "noise_draws": 2}
     options: dict[str, Any] = {name: dict(common) for name in WALKS}
     options["clamped-walk"]["inner"] = list(INNER)
-    yield "| walk | d_i, L2 | d_o, L2 | r₂ | r₂ / r₂ of noise |"
+    yield "| walk | d_i, L2 | d_o, L2 | r₂ | r₂ over noise's |"
     yield "| --- | ---: | ---: | ---: | ---: |"
     with walked(model, WALKS, prompts, seed, options) as run:
         ways: dict[str, list[Way]] = {}

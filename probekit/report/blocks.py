@@ -131,8 +131,9 @@ class Page:
         """A table of text, numbers, truth values and None; each row has one cell for each column.
 
         One that is `in_summary` is also in the short text of the report, `summary.md`. One that is `interactive` has a
-        search field, and headings that sort it. `targets` makes the first cell of each row a link, as `links` does:
-        a relative path for each row, or None. A `remark` stands below it.
+        search field, and headings that sort it. `targets` makes the first cell of each row a link: for each row a
+        relative path, as in `links`, or `#` and the text of a heading of this page, or None. A `remark` stands below
+        it.
         """
         names = [_text(name) for name in columns]
         cells = [[cell(value) for value in row] for row in rows]
@@ -145,7 +146,7 @@ class Page:
             name: True for name, wanted in (("in_summary", in_summary), ("interactive", interactive)) if wanted
         }
         if targets is not None:
-            extras["targets"] = [None if target is None else _relative(target) for target in targets]
+            extras["targets"] = [None if target is None else _target(target) for target in targets]
         if remark:
             extras["remark"] = _text(remark)
         self._add("table", columns=names, rows=cells, caption=_text(caption), collapsed=bool(collapsed), **extras)
@@ -269,8 +270,10 @@ class Page:
                 f"This page was written with schema {data['schema']!r}, and this probekit reads schema {SCHEMA}: "
                 "draw it with the probekit version that wrote it, or make the run again."
             )
-        page = cls(data.get("title", ""))
-        for index, block in enumerate(data.get("blocks", [])):
+        page, blocks = cls(data.get("title", "")), data.get("blocks", [])
+        if not isinstance(blocks, list):
+            raise ValueError(f"The blocks of a page are a list, but these are a {type(blocks).__name__}.")
+        for index, block in enumerate(blocks):
             page._read(index, block)
         return page
 
@@ -334,7 +337,7 @@ class Page:
         content = dict(block)
         kind = content.pop("type", None)
         readers = _readers(self)
-        if kind not in readers:
+        if not isinstance(kind, str) or kind not in readers:
             known = ", ".join(sorted(readers))
             raise ValueError(f"Block {index} of a page has the unknown type {kind!r}; known types: {known}.")
         try:
@@ -365,6 +368,10 @@ def _readers(page: Page) -> dict[str, Callable[..., None]]:
 
 def _text(value: object) -> str:
     return without_surrogates(str(value))
+
+
+def _target(target: str) -> str:
+    return _text(target) if target.startswith("#") else _relative(target)
 
 
 def _relative(target: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from probekit.report.characters import plain, without_surrogates
 
 ABSENT = "–"
+LARGEST = 2**1023
 Cell = str | float | int | bool | None
 
 
@@ -19,7 +20,7 @@ def number(value: object) -> float | int | None:
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, int):
-        return int(value)
+        return int(value) if abs(value) < LARGEST else None  # a browser would read infinity
     if not isinstance(value, float):
         item = getattr(value, "item", None)
         if callable(item) and not isinstance(plain_value := item(), type(value)):
@@ -53,6 +54,8 @@ def figure(value: Cell) -> str:
     if isinstance(value, int):
         return str(value).replace("-", "−")
     magnitude = abs(value)
+    if magnitude == 0:
+        return "0"
     if magnitude != 0 and (magnitude >= 1e7 or magnitude < 1e-4):
         mantissa, _, exponent = f"{value:.3e}".partition("e")
         text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -13,6 +13,9 @@ from html.parser import HTMLParser
 
 from probekit.report.characters import plain, without_surrogates
 
+# Beyond it, Python's parser can take minutes over broken markup.
+MOST_CHARACTERS = 500_000
+
 _TEXT = """a abbr address article aside b bdi bdo big blockquote br caption center cite code col colgroup data dd del
 details dfn div dl dt em figcaption figure font footer h1 h2 h3 h4 h5 h6 header hr i img input ins kbd label legend li
 main mark menu meter nav ol p pre progress q rp rt ruby s samp section small span strike strong sub summary sup table
@@ -49,7 +52,7 @@ _REFERRING = ("use", "lineargradient", "radialgradient", "pattern", "textpath")
 _PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]+")
 _LOCAL = re.compile(r"#[\w.:-]+")
 
-_URL = re.compile(r"""url\(\s*(?:"[^"]*"|'[^']*'|[^)"']*)\s*\)""", re.IGNORECASE)
+_URL = re.compile(r"""url\(\s*(?:"[^"]*"|'[^']*'|[^()"'\s]*)\s*\)""", re.IGNORECASE)
 _LOCAL_URL = re.compile(r"""url\(\s*["']?#[\w.:-]+["']?\s*\)""", re.IGNORECASE)
 _IMPORT = re.compile(r"""@(?:import|namespace|charset)\b(?:"[^"]*"|'[^']*'|[^;"'])*;?""", re.IGNORECASE)
 _CSS_ESCAPE = re.compile(r"\\(?:([0-9a-fA-F]{1,6})\s?|(.))", re.DOTALL)
@@ -98,8 +101,11 @@ class FrameDocument:
 def cleaned_html(html: str) -> Cleaned:
     """A fragment of HTML without scripts, handlers, links, forms, frames and anything that would load.
 
-    Invisible characters are shown as in the rest of a report. Pictures stay if they are in the HTML as base64.
+    Invisible characters are shown as in the rest of a report. Pictures stay if they are in the HTML as base64. Raises
+    ValueError if it is too long.
     """
+    if len(html) > MOST_CHARACTERS:
+        raise ValueError(f"HTML on a page has at most {MOST_CHARACTERS:,} characters, but this has {len(html):,}.")
     cleaner = _Cleaner()
     cleaner.feed(without_surrogates(html))
     cleaner.close()
@@ -206,6 +212,10 @@ class _Cleaner(HTMLParser):
         elif not self._inside:
             self.shows_something |= not data.isspace() and bool(data)
             self.parts.append(escape(plain(data)))
+
+    def parse_html_declaration(self, i: int) -> int:
+        # To a browser `<![` opens a comment; Python's parser ends with an AssertionError where it does not know it.
+        return self.parse_bogus_comment(i) if self.rawdata.startswith("<![", i) else super().parse_html_declaration(i)
 
     def close(self) -> None:
         super().close()

@@ -22,7 +22,7 @@ from probekit.report.charts.series import LEVELS
 from probekit.report.document import Document
 from probekit.report.frames import FrameDocument
 from probekit.report.runtime import vega_runtime
-from probekit.report.saving import file_name, is_figure
+from probekit.report.saving import file_name, file_stems, is_figure
 from probekit.report.theme import STYLESHEET, VEGA_CONFIG
 from probekit.report.views import script_json, view
 
@@ -52,7 +52,11 @@ def render_html(document: Document) -> str:
     Raises RuntimeError if the Vega runtime cannot be embedded. Where vl-convert is not installed, charts are shown as
     their data and the page says why.
     """
-    sections = [_section(index, name, page) for index, (name, page) in enumerate(document.pages, start=1)]
+    stems = file_stems([name for name, _ in document.pages])
+    sections = [
+        _section(index, name, page, stem)
+        for index, ((name, page), stem) in enumerate(zip(document.pages, stems, strict=True), start=1)
+    ]
     blocks = [block for section in sections for block in section.blocks]
     frames: list[FrameDocument] = [block["document"] for block in blocks if block["type"] == "frame"]
     has_pictures = any(block["type"] == "image" for block in blocks) or any(frame.has_pictures for frame in frames)
@@ -107,6 +111,7 @@ def _environment() -> Environment:
     environment.filters["plain"] = plain
     environment.filters["visible"] = visible
     environment.filters["paragraphs"] = _paragraphs
+    environment.filters["longest_line"] = lambda text: max(map(len, text.split("\n")))
     environment.globals["levels"] = range(LEVELS)
     return environment
 
@@ -115,12 +120,21 @@ def _paragraphs(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"\n\s*\n", plain(text)) if part.strip()]
 
 
-def _section(index: int, name: str, page: Page) -> _Section:
+def _section(index: int, name: str, page: Page, stem: str) -> _Section:
     anchor = f"analysis-{index}-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "page")
     blocks, figures = [], 0
     for number, block in enumerate(page.blocks, start=1):
         if block["type"] == "finding":
             continue
         figures += is_figure(block)
-        blocks.append(view(block, f"{anchor}-{number}", file_name(name, figures, block.get("caption", ""))))
+        blocks.append(view(block, f"{anchor}-{number}", file_name(stem, figures, block.get("caption", ""))))
+    headings = {f"#{block['text']}": f"#{block['anchor']}" for block in reversed(blocks) if block["type"] == "heading"}
+    for block in blocks:
+        if block["type"] == "table" and "targets" in block:
+            block["targets"] = [_place(target, headings) for target in block["targets"]]
     return _Section(anchor, name, page.title, page.findings, blocks)
+
+
+def _place(target: str | None, headings: dict[str, str]) -> str | None:
+    """Where a link leads: to the anchor of a heading, if it names one that there is, else where it says."""
+    return headings.get(target) if target and target.startswith("#") else target

@@ -18,15 +18,15 @@ _BLOCK_START = re.compile(r"^(\d*)([#+=~.)-])")
 
 def render_markdown(document: Document) -> str:
     """The text of `summary.md`."""
-    parts = [f"# {_inline(document.title)}", _inline(document.question)]
-    parts.append("\n".join(f"- {_inline(name)}: {_inline(value)}" for name, value in document.facts))
+    parts = [f"# {inline(document.title)}", inline(document.question)]
+    parts.append("\n".join(f"- {inline(name)}: {inline(value)}" for name, value in document.facts))
     for name, page in document.pages:
-        findings = [_inline(finding) for finding in page.findings] or ["No finding was stated; see the report."]
+        findings = [inline(finding) for finding in page.findings] or ["No finding was stated; see the report."]
         tables = [_table(block) for block in page.blocks if block.get("in_summary")]
-        parts += [f"## {_inline(name)}", *findings, *tables]
+        parts += [f"## {inline(name)}", *findings, *tables]
     if document.failures:
         parts.append("## Failed")
-        parts.append("\n".join(f"- **{_inline(name)}**: {_inline(error)}" for name, error in document.failures))
+        parts.append("\n".join(f"- **{inline(name)}**: {inline(error)}" for name, error in document.failures))
     if document.command:
         parts += ["## Make it again", _fenced(document.command)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -38,7 +38,7 @@ def _table(block: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """One line of text with the characters escaped that Markdown would read as markup."""
     return _BLOCK_START.sub(r"\1\\\2", _escaped(text))
 

@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +37,10 @@ def draw_figures(pages: Sequence[tuple[str, Page]], formats: Sequence[str] = FOR
 
     Raises RuntimeError with a sentence if vl-convert is not installed or cannot draw a chart.
     """
-    for analysis, page in pages:
+    stems = file_stems([name for name, _ in pages])
+    for stem, (_, page) in zip(stems, pages, strict=True):
         for number, block in enumerate(filter(is_figure, page.blocks), start=1):
-            name = file_name(analysis, number, block["caption"])
+            name = file_name(stem, number, block["caption"])
             files = _files(name, block, formats)
             if files:
                 description = block["alternative"] if block["type"] == "image" else chart_of(block).description
@@ -50,10 +52,22 @@ def is_figure(block: Mapping[str, Any]) -> bool:
     return block["type"] in CHARTS or block["type"] == "image"
 
 
-def file_name(analysis: str, number: int, caption: str) -> str:
-    """A name for the files of an analysis's n-th figure: `clamped-walk-03-loss-over-steps`."""
-    words = [_slug(analysis) or "page", f"{number:02}", _slug(caption)]
-    return "-".join(filter(None, words))
+def file_stems(names: Sequence[str]) -> list[str]:
+    """How the files of each page begin, no two alike: `clamped-walk`, and `page`, `page-2` for names without a letter
+    that a file's name has.
+    """
+    stems: list[str] = []
+    for name in names:
+        stem, count = _slug(name) or "page", 1
+        while (candidate := stem if count == 1 else f"{stem}-{count}") in stems:
+            count += 1
+        stems.append(candidate)
+    return stems
+
+
+def file_name(stem: str, number: int, caption: str) -> str:
+    """A name for the files of a page's n-th figure: `clamped-walk-03-loss-over-steps`."""
+    return "-".join(filter(None, [stem, f"{number:02}", _slug(caption)]))
 
 
 def _slug(text: str) -> str:
@@ -63,7 +77,7 @@ def _slug(text: str) -> str:
 
 def _files(name: str, block: dict[str, Any], formats: Sequence[str]) -> dict[str, bytes]:
     if block["type"] == "image":
-        return _picture(block, formats)
+        return _picture(name, block, formats)
     chart = chart_of(block)
     if chart.spec is None:
         return {}
@@ -73,18 +87,18 @@ def _files(name: str, block: dict[str, Any], formats: Sequence[str]) -> dict[str
     return files
 
 
-def _picture(block: dict[str, Any], formats: Sequence[str]) -> dict[str, bytes]:
+def _picture(name: str, block: dict[str, Any], formats: Sequence[str]) -> dict[str, bytes]:
     content = base64.b64decode(block["data"])
-    files = {}
+    files: dict[str, bytes] = {}
     if "svg" in formats and block["mime"] == SVG:
         files[".svg"] = content
     if "png" in formats:
-        files[".png"] = content if block["mime"] == PNG else _vl_convert().svg_to_png(content.decode(), scale=SCALE)
+        with _drawing(name, "png"):
+            files[".png"] = content if block["mime"] == PNG else _vl_convert().svg_to_png(content.decode(), scale=SCALE)
     if "csv" in formats:
         for number, table in enumerate(block["tables"], start=1):
-            columns = [list(column) for column in zip(*table["rows"], strict=True)]
-            data = Data(table["columns"], table["columns"], columns or [[] for _ in table["columns"]])
-            files[f"-{number}.csv" if len(block["tables"]) > 1 else ".csv"] = _csv(data)
+            ending = f"-{number}.csv" if len(block["tables"]) > 1 else ".csv"
+            files[ending] = _csv(Data.of_table(table["columns"], table["rows"]))
     return files
 
 
@@ -110,13 +124,19 @@ def _draw(name: str, chart: Chart, ending: str) -> bytes:
         del spec["autosize"]  # it fits a chart into a page; on paper the axes have this width, and labels their own
     vl_convert = _vl_convert()
     config = paper_config([entry.colour for entry in chart.key])
-    try:
+    with _drawing(name, ending):
         # No address is allowed, so that nothing is loaded.
         if ending == "svg":
             svg: str = vl_convert.vegalite_to_svg(spec, config=config, allowed_base_urls=[])
             return svg.encode()
         png: bytes = vl_convert.vegalite_to_png(spec, config=config, scale=SCALE, ppi=72, allowed_base_urls=[])
         return png
-    except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RuntimeError(f"The chart '{name}' cannot be drawn as {ending.upper()}: {reason}.") from None
+
+
+@contextmanager
+def _drawing(name: str, ending: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # as vl-convert does, and a stack of its own below its first line
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise RuntimeError(f"The figure '{name}' cannot be drawn as {ending.upper()}: {reason}.") from None

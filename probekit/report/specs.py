@@ -14,6 +14,8 @@ from probekit.report.figures import number
 _REFUSAL = "A chart in a report must carry its data with it, because the report opens offline: "
 # The parts of a spec that hold data: nothing in them is read as an instruction, and they can be large.
 _DATA_KEYS = ("values", "datasets")
+# Of a spec, each part in another; more than any chart has, and few enough for every walk through one.
+MOST_LEVELS = 100
 
 
 def checked_spec(spec: object) -> dict[str, Any]:
@@ -30,9 +32,10 @@ def checked_spec(spec: object) -> dict[str, Any]:
     schema = str(spec.get("$schema", ""))
     if "/schema/vega/" in schema:
         raise ValueError(f"A chart is a Vega-Lite spec, but this one declares {schema}, which is Vega.")
-    _refuse_loading(spec)
     # $schema would only make vega-embed compare versions; usermeta could replace our loader and options.
-    return {str(key): _plain(value) for key, value in spec.items() if key not in ("$schema", "usermeta")}
+    parts = {str(key): _plain(value, MOST_LEVELS) for key, value in spec.items() if key not in ("$schema", "usermeta")}
+    _refuse_loading(parts)
+    return parts
 
 
 def plain_spec(spec: object) -> object:
@@ -75,16 +78,18 @@ def _refuse_loading(part: object) -> None:
             _refuse_loading(value)
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object, levels: int) -> Any:
+    if not levels:
+        raise ValueError(f"The parts of a chart lie at most {MOST_LEVELS} deep in each other, but these lie deeper.")
     if isinstance(value, Mapping):
-        return {without_surrogates(str(key)): _plain(entry) for key, entry in value.items()}
+        return {without_surrogates(str(key)): _plain(entry, levels - 1) for key, entry in value.items()}
     if isinstance(value, str):
         return without_surrogates(str(value))
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_plain(entry, levels - 1) for entry in value]
     to_list = getattr(value, "tolist", None)
     if callable(to_list):
-        return _plain(to_list())
+        return _plain(to_list(), levels - 1)
     return number(value)

@@ -16,6 +16,7 @@ MARKS: tuple[Mark, ...] = get_args(Mark)
 # What one trajectory puts into a page at most: places in its rows, and characters of its distinct tokens.
 MOST_PLACES = 200_000
 MOST_CHARACTERS = 800_000
+ROW = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,12 @@ def trajectory_json(series: Mapping[str, Sequence[TokenRow]]) -> dict[str, Any]:
     steps = max(map(len, series.values()), default=0)
     if not steps or not all(len(rows) for rows in series.values()):
         raise ValueError("A trajectory has at least one series, and each series at least one row of tokens.")
-    stride = max(1, -(-sum(len(rows) * len(rows[-1].tokens) for rows in series.values()) // MOST_PLACES))
+    expected = sum(len(rows) * (len(rows[-1].tokens) + ROW) for rows in series.values())
+    stride = max(1, -(-expected // MOST_PLACES))
     while True:
         encoded = _encode(series, stride)
-        places = sum(len(row["tokens"]) for entry in encoded["series"] for row in entry["rows"])
+        # A row costs as much as a few tokens: it has a label and a note.
+        places = sum(len(row["tokens"]) + ROW for entry in encoded["series"] for row in entry["rows"])
         characters = sum(len(token["text"]) + len(token.get("title", "")) + 16 for token in encoded["vocabulary"])
         kept = len(_kept(steps, stride))
         if kept <= 2 or (places <= MOST_PLACES and characters <= MOST_CHARACTERS):

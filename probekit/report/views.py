@@ -66,10 +66,7 @@ def _chart_view(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_view(block: dict[str, Any]) -> dict[str, Any]:
-    data = [
-        Data(table["columns"], table["columns"], [list(column) for column in zip(*table["rows"], strict=True)])
-        for table in block["tables"]
-    ]
+    data = [Data.of_table(table["columns"], table["rows"]) for table in block["tables"]]
     return {
         "data_json": Markup(script_json([table.embedded() for table in data])),
         "saved_as": [*(["csv", "json"] if data else []), *(["svg"] if block["mime"] == SVG else []), "png"],

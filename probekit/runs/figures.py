@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from probekit.errors import UsageError
 from probekit.report import FIGURE_FORMATS, Figure, Page, draw_figures
+from probekit.report.markdown import inline
 from probekit.runs.directory import RunDirectory
 from probekit.runs.render import read_pages
 
@@ -31,7 +33,7 @@ def save_figures(path: Path, folder: Path, formats: Sequence[str]) -> list[Figur
     files = {f"{figure.name}{ending}": content for figure in drawn for ending, content in figure.files.items()}
     files[CAPTIONS] = _captions(drawn).encode(errors="replace")
     for name in files:
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise UsageError(f"The file '{folder / name}' exists; name another folder for the figures, or remove it.")
     try:
         for name, content in files.items():
@@ -53,5 +55,8 @@ def _pages(path: Path) -> list[tuple[str, Page]]:
 
 
 def _captions(drawn: Sequence[Figure]) -> str:
-    parts = [f"## {figure.name}\n\n{figure.caption or 'No caption.'}\n\n{figure.description}\n" for figure in drawn]
+    parts = [
+        f"## {figure.name}\n\n{inline(figure.caption) or 'No caption.'}\n\n{inline(figure.description)}\n"
+        for figure in drawn
+    ]
     return "# Figures\n\n" + "\n".join(parts)

@@ -33,8 +33,8 @@ from probekit.runs.execute import DEFAULT_FOLDER
 
 TITLE = "Runs in"
 SUMMARY_FILE = "summary.md"
-TEXT = "what went wrong, finding"
-COLUMNS = ["name", "kind", "status", "begun", "model", TEXT, "analyses", "seconds"]
+TEXT = "finding, or what went wrong"
+COLUMNS = ["name", "status", TEXT, "model", "analyses", "kind", "begun", "seconds"]
 HEADINGS = {"seconds": "took"}  # for a terminal, which has them in words
 _PLURALS = {"run": "runs", "study": "studies", "cell": "cells", "comparison": "comparisons", "recording": "recordings"}
 
@@ -64,12 +64,12 @@ class Index:
         """What a table says of an entry, column by column."""
         return [
             name_below(self.folder, entry.path),
-            entry.kind,
             entry.status,
-            f"{entry.begun:%Y-%m-%d %H:%M}" if entry.begun else None,
-            entry.model_in_words,
             " ".join(filter(None, [entry.problem, entry.finding])),
+            entry.model_in_words,
             ", ".join(entry.analyses),
+            entry.kind,
+            f"{entry.begun:%Y-%m-%d %H:%M}" if entry.begun else None,
             None if entry.seconds is None else round(entry.seconds, 1),
         ]
 
@@ -189,7 +189,7 @@ def write_index(index: Index, output: str | Path) -> Path:
     down; if there is another file of its name; or if it cannot be written.
     """
     path = Path(output)
-    if path.is_dir():
+    if _is(path.is_dir):
         raise UsageError(f"The output '{path}' is a folder; name a file in it, such as '{path / 'index.html'}'.")
     home, folder = _whole(path.parent), _whole(index.folder)
     if not folder.is_relative_to(home):
@@ -210,17 +210,28 @@ def write_summary(index: Index, output: str | Path) -> Path:
     """
     path = Path(output)
     opening = f"# {TITLE} "
-    if path.is_dir():
+    if _is(path.is_dir):
         raise UsageError(f"The summary '{path}' is a folder; name a file in it, such as '{path / SUMMARY_FILE}'.")
-    if os.path.lexists(path) and not path.read_bytes().startswith(opening.encode()):
+    if os.path.lexists(path) and not _begins_with(path, opening.encode()):
         raise UsageError(f"The summary '{path}' exists and is none of runs; name another file, or remove it.")
     parts = [render_markdown(_document(index, Path(), ["--summary", str(path)]))]
     for entry in index.entries:
         summary = None if entry.report is None else entry.report.with_name(SUMMARY_FILE)
         if summary is not None and entry.path.is_dir() and summary.is_file():
-            parts.append(summary.read_text(encoding="utf-8", errors="replace"))
+            try:
+                parts.append(summary.read_text(encoding="utf-8", errors="replace"))
+            except OSError as error:
+                raise UsageError(f"The file '{summary}' cannot be read: {error.strerror}.") from None
     _write(path, "\n---\n\n".join(parts))
     return path
+
+
+def _begins_with(path: Path, opening: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(opening)) == opening
+    except OSError:  # such as a link to nothing
+        return False
 
 
 def _write(path: Path, text: str) -> None:
@@ -240,9 +251,12 @@ def _document(index: Index, below: Path, written: list[str]) -> Document:
         for entry in index.entries
     ]
     if index.entries:
+        rows = [dict(zip(COLUMNS, index.row(entry), strict=True)) for entry in index.entries]
+        for row, entry in zip(rows, index.entries, strict=True):
+            row["analyses"] = ",\n".join(entry.analyses)  # below each other, which leaves the finding its width
         page.table(
             COLUMNS,
-            [index.row(entry) for entry in index.entries],
+            [list(row.values()) for row in rows],
             caption="The newest first; a name leads to its report",
             in_summary=True,
             interactive=True,

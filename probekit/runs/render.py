@@ -65,19 +65,17 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
     weights = "untrained" if spec["weights"] == "random" else "trained"
     if model.get("source") == "plugin":
         weights = "made by a plugin"
-    prompts = [prompt["text"] for prompt in manifest.get("prompts", [])]
-    count = manifest.get("prompt_count", len(prompts))
-    if count > MOST_SHOWN:
-        prompts = [*prompts[:FIRST_SHOWN], f"… and {count - FIRST_SHOWN:,} more"]
     facts = [
         (
             "Model",
-            f"{spec['name']} ({model.get('architecture', '?')}, {weights}, {model.get('parameters', 0):,} parameters)",
+            f"{_named(spec['name'], model)} ({model.get('architecture', '?')}, {weights}, "
+            f"{model.get('parameters', 0):,} parameters)",
         ),
-        ("Prompt" if count == 1 else f"{count:,} prompts", " ⏐ ".join(prompts)),
+        _prompts(manifest),
+        *_sites(configuration["options"]),
         ("Precision", ", ".join([model.get("dtype", "?"), *_quantised(model)])),
         ("Device", _devices(model.get("device", "?"))),
-        ("Special tokens", "added by the tokenizer" if configuration["special_tokens"] else "not added"),
+        ("Special tokens", "those that the tokenizer adds" if configuration["special_tokens"] else "not added"),
         ("Seed", str(configuration["seed"])),
         ("Status", manifest["status"]),
     ]
@@ -87,17 +85,42 @@ def _document(directory: RunDirectory, manifest: dict[str, Any]) -> Document:
         facts.append(("Plugins that did not load", "; ".join(f"{name}: it {error}" for name, error in broken.items())))
     provenance = [(f"model: {key}", _plain(value)) for key, value in model.items()]
     for name, options in configuration["options"].items():
-        provenance += [(f"{name}: {key}", _plain(value)) for key, value in options.items()]
+        whose = "option" if len(configuration["options"]) == 1 else name
+        provenance += [(f"{whose}: {key}", _plain(value)) for key, value in options.items()]
     provenance += [(f"version of {package}", number) for package, number in manifest["versions"].items()]
     return Document(
         title=f"{' + '.join(configuration['plugins'])} on {spec['name']}",
-        question="What does this layer still know about its input, and which other inputs does it take for the same?",
+        question="What does a layer still know about its input, and which other inputs does it take for the same?",
         facts=facts,
         pages=pages,
         failures=failures,
         command=manifest["command"],
         provenance=provenance,
     )
+
+
+def _named(name: str, model: Mapping[str, Any]) -> str:
+    return f"{name}, probekit's embedded model" if model.get("source") == "demo" else name
+
+
+def _prompts(manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """The prompt, or the first of several, each in quotation marks."""
+    prompts = [prompt["text"] for prompt in manifest.get("prompts", [])]
+    count = manifest.get("prompt_count", len(prompts))
+    if count == 1:
+        return "Prompt", " ".join(prompts)
+    shown = [f"“{prompt}”" for prompt in (prompts if count <= MOST_SHOWN else prompts[:FIRST_SHOWN])]
+    return f"{count:,} prompts", ", ".join(shown) + (f" and {count - FIRST_SHOWN:,} more" if count > MOST_SHOWN else "")
+
+
+def _sites(options: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Where the analyses look, by analysis where that is not the same."""
+    asked = {name: str(given["sites"]) for name, given in options.items() if given.get("sites")}
+    if not asked:
+        return
+    sites = set(asked.values())
+    value = sites.pop() if len(sites) == 1 else "; ".join(f"{name}: {each}" for name, each in asked.items())
+    yield "Sites", value + (" (blocks are counted from 0)" if "block." in value else "")
 
 
 def _quantised(model: Mapping[str, Any]) -> Iterator[str]:
@@ -117,4 +140,6 @@ def _devices(device: str | Mapping[str, str]) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key or 'all'}: {_plain(part)}" for key, part in value.items())
-    return "–" if value is None else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()  # as it is given with -o
+    return "unset" if value is None else str(value)

@@ -78,7 +78,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_analyses_run_from_end_to_end_with_a_report(whole: Path) -> None:
     report = (whole / "report.html").read_text(encoding="utf-8")
-    for name, caption in (("exact-inverter", "Recovery by site"), ("leakage-audit", "Every condition")):
+    for name, caption in (("exact-inverter", "What came back"), ("leakage-audit", "Every condition")):
         document = json.loads((whole / "analyses" / name / "result.json").read_text())
         assert document["finding"]
         assert document["metrics"]
@@ -165,7 +165,7 @@ def test_pages_of_one_prompt_and_of_many(sites: str) -> None:
         assert notes == ([] if len(prompts) == 1 else [notes[0]])
         assert len(prompts) == 1 or "8 of 11 prompts" in notes[0]
         assert kinds.count("heatmap") == (0 if sites == SITE else min(len(prompts), 8))
-        [every] = [block for block in page.blocks if block.get("caption") == "All prompts"]
+        [every] = [block for block in page.blocks if block.get("caption", "").startswith("Every prompt")]
         assert len(every["rows"]) == len(result.tables["prompts"])
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from probekit.report import Document, render_html
 from probekit_plugins.gradient_inverter import GradientInverter, GradientInverterOptions
 from probekit_plugins.gradient_inverter.inversion import Inversion
 from probekit_plugins.gradient_inverter.optimizers import rate_at
+from probekit_plugins.gradient_inverter.summary import summarise
 
 IDS = [5, 17, 2, 40]
 
@@ -381,13 +383,134 @@ def test_a_long_descent_has_a_short_page(subject: probekit.Subject, prompt: prob
     assert len(saved.sequences["trajectory"]) == 301
     page = probekit.Page("gradient-inverter")
     analysis.report(saved, page)
-    block = next(block for block in page.to_json()["blocks"] if block.get("caption", "").startswith("Tokens over"))
+    [block] = [block for block in page.to_json()["blocks"] if block["type"] == "trajectory"]
     assert [row["label"] for row in block["series"][0]["rows"]] == [f"step {step}" for step in range(301)]
     report = render_html(Document("t", "q", pages=[("one", page)]))
     [below] = re.findall(r"Steps below each other .*?</table>", report, re.DOTALL)
     assert 20 <= below.count("<tr>") <= 48
     assert '<th scope="row">step 0</th>' in below
     assert '<th scope="row">step 300</th>' in below
+
+
+def saved(result: probekit.Result, folder: Path) -> probekit.Result:
+    for name, content in result.encode().items():
+        (folder / name).write_bytes(content)
+    return probekit.Result.read(folder)
+
+
+def blocks_of(result: probekit.Result, folder: Path, **options: object) -> list[dict[str, Any]]:
+    page = probekit.Page("gradient-inverter")
+    analysis = GradientInverter(GradientInverterOptions(**options), probekit.Context())  # type: ignore[arg-type]
+    analysis.report(saved(result, folder), page)
+    blocks: list[dict[str, Any]] = page.to_json()["blocks"]
+    return blocks
+
+
+def test_one_inversion_shows_the_selected_restart_beside_all(
+    subject: probekit.Subject, prompt: probekit.Prompt, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"steps": 6, "restarts": 3, "record_every": 2}
+    result = inverted(subject, prompt, **options)
+    one = next(int(row["restart"] or 0) for row in result.tables["restarts"] if row["selected"])
+    accuracy, losses = (block for block in blocks_of(result, tmp_path, **options) if block["type"] == "band")
+    names = [f"restart {one}, selected", "all 3 restarts"]
+    assert [series["name"] for series in accuracy["series"]] == names
+    assert [series["name"] for series in losses["series"]] == [*names, "m, the noisy prompt's loss"]
+    m = result.tables["restarts"][0]["shifted_loss"]
+    ratios = (result.tensors["0/block.0/losses"] / m)[4]
+    at_4 = [next(point for point in series["points"] if point[0] == 4)[1:] for series in losses["series"][:2]]
+    assert at_4[0] == pytest.approx([float(ratios[one])] * 3)
+    assert at_4[1] == pytest.approx([float(each) for each in (ratios.median(), ratios.min(), ratios.max())])
+
+
+def test_several_inversions_are_compared_by_site_and_the_table_leads_to_each(
+    subject: probekit.Subject, prompt: probekit.Prompt, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"sites": "blocks", "steps": 6, "restarts": 2, "record_every": 3}
+    blocks = blocks_of(inverted(subject, prompt, **options), tmp_path, **options)
+    charts = [block for block in blocks if block["type"] == "band"]
+    assert [(block["y"], [series["name"] for series in block["series"]]) for block in charts] == [
+        ("token accuracy", ["block.0", "block.1"]),
+        ("loss / m", ["block.0", "block.1"]),
+    ]
+    table = next(block for block in blocks if block["type"] == "table")
+    headings = [block["text"] for block in blocks if block["type"] == "heading"]
+    assert table["targets"] == [f"#{heading}" for heading in headings] == ["#block.0", "#block.1"]
+    assert table["in_summary"]
+
+
+def test_sites_where_all_or_nothing_comes_back_are_a_sentence_and_others_a_heatmap(
+    subject: probekit.Subject, prompt: probekit.Prompt, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"sites": "blocks", "steps": 2, "restarts": 2}
+    result = inverted(subject, prompt, **options)
+
+    def drawn(*shares: float) -> tuple[list[str], int]:
+        for site, share in zip(("block.0", "block.1"), shares, strict=True):
+            result.tensors[f"0/{site}/right"] = torch.full((len(IDS),), share)
+        blocks = blocks_of(result, tmp_path, **options)
+        said = [
+            block["text"] for block in blocks if block["type"] == "prose" and "each of the 2 sites" in block["text"]
+        ]
+        return said, sum(block["type"] == "heatmap" for block in blocks)
+
+    assert drawn(1.0, 1.0) == (["Every restart recovers every token of the prompt, at each of the 2 sites."], 0)
+    assert drawn(0.0, 0.0) == (["No restart recovers any token of the prompt, at each of the 2 sites."], 0)
+    assert drawn(1.0, 0.5) == ([], 1)
+    assert drawn(0.5, 0.5) == ([], 1)
+
+
+def test_a_candidate_that_is_not_the_token_is_no_mistake(
+    subject: probekit.Subject, prompt: probekit.Prompt, tmp_path: Path
+) -> None:
+    result = inverted(subject, prompt, steps=200, restarts=1)
+    [candidates] = [
+        block
+        for block in blocks_of(result, tmp_path, steps=200, restarts=1)
+        if block.get("caption", "").startswith("The best candidates")
+    ]
+    marks = [[token.get("mark") for token in row["tokens"]] for row in candidates["rows"]]
+    assert marks == [["right"] * len(IDS)] + [[None] * len(IDS)] * 4
+
+
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ([1.0], "100% of the prompt's tokens from block.0,"),
+        ([0.999], ">99% of the prompt's tokens from block.0,"),
+        ([0.001], "<1% of the prompt's tokens from block.0,"),
+        ([1.0, 1.0], "100% of the prompt's tokens from each of 2 sites (block.0 to block.1),"),
+        ([1.0, 0.5, 0.0], "100% of the prompt's tokens from block.0, 50% from block.1 and 0% from block.2,"),
+        (
+            [0.9, 1.0, 0.2, 1.0, 0.9],
+            "90% of the prompt's tokens from block.0, 20% from block.2 and 90% from block.4 "
+            "(of 5 sites the first, the worst and the last),",
+        ),
+        ([0.9, 0.9, 1.0, 1.0, 0.9], "90% of the prompt's tokens from block.0 and 90% from block.4 (of 5 sites"),
+    ],
+)
+def test_the_finding_is_a_sentence_at_any_number_of_sites(shares: list[float], told: str) -> None:
+    sites = [f"block.{number}" for number in range(len(shares))]
+    columns = ("loss_ratio", "top_k_accuracy", "exact", "next_token_of_tokens")
+    rows = [
+        {
+            "prompt": 0,
+            "site": site,
+            "selected": best,
+            "token_accuracy": share if best else 0.0,
+            **dict.fromkeys(columns),
+        }
+        for site, share in zip(sites, shares, strict=True)
+        for best in (True, False)
+    ]
+    result = probekit.Result(tables={"restarts": rows})
+    summarise(result, sites, GradientInverterOptions(restarts=2))
+    assert result.finding.startswith(f"Gradient descent recovers {told}")
+    assert (
+        "in the best of 2 restarts, chosen without knowing the prompt; the mean of all restarts is " in result.finding
+    )
+    summarise(result, sites, GradientInverterOptions(restarts=1))
+    assert "restarts" not in result.finding
 
 
 @pytest.mark.data
@@ -405,7 +528,7 @@ def test_stories260k_gives_every_token_back_at_block_0(data_folder: Path, tmp_pa
         rows = [row for row in run.result.tables["restarts"] if row["site"] == f"block.{block}"]
         assert len(rows) == 8
         for row in rows:
-            assert f"{row['token_accuracy']:.0%}, loss / m {row['loss_ratio']:.3g}" in report
+            assert f"{row['token_accuracy']:.0%} right, loss / m {row['loss_ratio']:.3g}" in report
 
 
 @pytest.mark.data

@@ -237,7 +237,9 @@ def test_the_page_is_compared_bit_for_bit_with_a_run_of_its_own(subject: probeki
         assert row == {name: own[name] for name in row}
     for name in ("token_accuracy_mean", "token_accuracy_selected", "exact_rate", "loss_ratio_median"):
         assert result.metrics[f"block.1/page/{name}"] == alone.metrics[f"block.1/{name}"]
-    assert result.finding.count("at the page's own settings") == 2
+    shares = [f"{result.metrics[f'{site}/page/token_accuracy_mean']:.0%}" for site in ("block.0", "block.1")]
+    assert f", at the source page's settings {'/'.join(dict.fromkeys(shares))}." in result.finding
+    assert ", before re-scoring " in result.finding
 
 
 def test_these_settings_go_the_same_way_with_and_without_the_comparison(subject: probekit.Subject) -> None:
@@ -277,10 +279,11 @@ def test_the_report_sets_both_side_by_side(subject: probekit.Subject, tmp_path: 
     analysis.report(result, page)
     blocks = page.to_json()["blocks"]
     table = next(block for block in blocks if block.get("columns", [])[:2] == ["site", "settings"])
+    assert [block for block in blocks if block.get("in_summary")] == [table]
     kinds = ["the page's settings", "these settings", "these, re-scored"]
     assert [row[:2] for row in table["rows"]] == [[site, kind] for site in ("block.0", "block.1") for kind in kinds]
     assert table["rows"][5][3] == result.metrics["block.1/rescored_token_accuracy_mean"]
-    over_steps = [block for block in blocks if block["type"] == "band"]
+    over_steps = [block for block in blocks if block["type"] == "band" and block["y"] == "token accuracy"]
     assert [[series["name"] for series in block["series"]] for block in over_steps] == [kinds[:2]] * 2
     assert [point[0] for point in over_steps[0]["series"][0]["points"]] == [0, 3, 6]
     assert any(block["type"] == "chart" and "by site" in block["caption"] for block in blocks)

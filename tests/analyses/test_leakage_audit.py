@@ -120,7 +120,6 @@ def test_one_size_of_noise_is_drawn_over_sites(subject: probekit.Subject) -> Non
         ("as it is", [["embedding", 1.0], ["block.0", 1.0], ["block.1", 1.0]])
     ]
     assert chart["x"] == "site"
-    assert "(2)" in chart["x"]
 
 
 def test_of_many_sites_eight_lines_are_drawn_and_all_are_in_the_table() -> None:

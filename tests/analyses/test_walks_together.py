@@ -105,6 +105,9 @@ def test_figures_at_the_end_are_those_of_the_embeddings_at_the_end(name: str, su
                         noisy.append(float(apart.norm(p=order)))
                     found = result.tensors[f"{prompt}/block.1/{track}/noise_l{order}"][-1, walker]
                     torch.testing.assert_close(found, torch.tensor(noisy, dtype=torch.float64), rtol=1e-9, atol=0)
+                    if order == 2:
+                        assert row["input_share"] == pytest.approx(d_i / float(start.norm()), rel=1e-9)
+                        assert row["output_share"] == pytest.approx(d_o / float(target.norm()), rel=1e-9)
                     expected = {"input": d_i, "output": d_o, "r": d_i / d_o, "r_over_noise": sorted(noisy)[1] / d_o}
                     for figure, value in expected.items():
                         assert row[f"{figure}_l{order}"] == pytest.approx(value, rel=1e-9), (figure, order)
@@ -182,6 +185,80 @@ def test_the_walks_results_have_one_form(subject: probekit.Subject) -> None:
             }
         )
     assert forms[0] == forms[1] == forms[2]
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def page_of(name: str, result: probekit.Result, **options: Any) -> probekit.Page:
+    kind = probekit.Plugins().analysis(name)
+    page = probekit.Page(name)
+    kind(kind.options_model(steps=3, walkers=2, **options), probekit.Context(0, name)).report(result, page)
+    return page
+
+
+def of_type(page: probekit.Page, kind: str) -> list[dict[str, Any]]:
+    return [block for block in page.blocks if block["type"] == kind]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_finding_says_how_far_how_much_less_than_noise_and_whether_tokens_change(
+    name: str, subject: probekit.Subject
+) -> None:
+    result = walked(name, subject, IDS, SHORTER, **NEAR[name])
+    key = f"block.1/{tracks_of(result)[0]}"
+    share, over = result.metrics[f"{key}/input_share_median"], result.metrics[f"{key}/r_over_noise_l2_median"]
+    assert result.finding == (
+        f"At block.1, 3 steps take the embeddings {100 * float(share or 0):.3g}% of their norm away from the prompt's; "
+        f"Gaussian noise of that length moves the activation {float(over or 0):.3g} times as far as the walk does. "
+        "No token changes."
+    )
+    far = walked(name, subject, IDS, SHORTER, **FAR[name])
+    changed = far.metrics[f"{key}/changed_share_median"]
+    assert far.finding.endswith(f" times as far as the walk does. {float(changed or 0):.0%} of the tokens change.")
+
+
+def test_the_finding_of_many_walks_is_the_least_and_the_greatest_figure(subject: probekit.Subject) -> None:
+    result = walked("clamped-walk", subject, sites="block.0,block.1", inner=[1, 2, 3, 4], noise=TINY)
+    figures = {
+        f"{site}, inner {inner}": float(result.metrics[f"{site}/inner {inner}/r_over_noise_l2_median"] or 0)
+        for site, inner in product(("block.0", "block.1"), (1, 2, 3, 4))
+    }
+    low, high = (of(figures, key=lambda where: figures[where]) for of in (min, max))
+    assert f"between {figures[low]:.3g} times ({low}) and {figures[high]:.3g} times ({high})" in result.finding
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_tokens_of_all_tracks_are_below_one_slider_folded_where_none_changes(
+    name: str, subject: probekit.Subject
+) -> None:
+    for settings, stays in ((NEAR, True), (FAR, False)):
+        result = walked(name, subject, **settings[name])
+        page = page_of(name, result, **settings[name])
+        [trajectory] = of_type(page, "trajectory")
+        assert [series["name"] for series in trajectory["series"]] == tracks_of(result)
+        assert trajectory["collapsed"] is stays
+        [candidates] = of_type(page, "tokens")
+        ends = [each for each in result.sequences["walk"] if (each.labels["walker"], each.labels["step"]) == (0, 3)]
+        for row, sequence in zip(candidates["rows"], ends, strict=True):
+            marks = [token.get("mark") for token in row["tokens"]]
+            own = [index == wanted for index, wanted in zip(sequence.ids, IDS, strict=True)]
+            assert marks == ["right" if right else None for right in own], "a second candidate is not wrong"
+        said = any("still decodes to the prompt's own" in block["text"] for block in of_type(page, "prose"))
+        drawn = any(block["y"] == "tokens changed" for block in of_type(page, "band"))
+        assert (said, drawn) == (stays, not stays)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_page_explains_its_symbols_and_its_control_before_the_first_figure(
+    name: str, subject: probekit.Subject
+) -> None:
+    result = walked(name, subject, **OPTIONS[name])
+    for control in (True, False):
+        text = page_of(name, result, **OPTIONS[name], control=control).blocks[0]["text"]
+        for symbol in ("e*", "O(e)", "t = O(e*)", "e_n", "d_i =", "d_o =", "r₁", "r₂", "2 walkers"):
+            assert symbol in text
+        assert (f"'{tracks_of(result)[-1]}' is the control" in text) is control
 
 
 # --- precisions ------------------------------------------------------------------------------------------------------

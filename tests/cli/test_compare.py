@@ -71,10 +71,10 @@ def test_two_runs_become_one_page_whose_place_is_printed_last(
     ended = probekit_cli("compare", *runs)
     assert ended.code == 0, ended.err
     assert ended.out.splitlines()[-1] == "Comparison: comparison.html"
-    assert ended.out.startswith("gradient-inverter, steps 4: Tokens recovered")
+    assert ended.out.startswith("gradient-inverter, steps 4: Gradient descent recovers")
     html = Path("comparison.html").read_text(encoding="utf-8")
-    assert "median and range of 3 restarts" in html
-    assert "options.gradient-inverter.steps" in html
+    assert "accuracy over steps: all 3 restarts (" in html
+    assert ">gradient-inverter.steps<" in html, "named as `-o` takes it"
     assert probekit_cli("compare", *runs).out.splitlines()[-1] == "Comparison: comparison-2.html"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import xml.etree.ElementTree as ET
@@ -13,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from probekit import Page
-from probekit.report import draw_figures
+from probekit.report import Document, draw_figures, render_html
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -107,7 +108,7 @@ def test_a_study_has_figures_too(tiny_gpt2: Callable[..., Path], tmp_path: Path,
     assert probekit_cli("study", tmp_path / "small.toml", "--output", tmp_path / "study").code == 0
     ended = probekit_cli("report", tmp_path / "study", "--figures", tmp_path / "figures")
     assert ended.code == 0
-    assert [path.name for path in (tmp_path / "figures").glob("*.svg")] == ["expectations-01-rank-median-and-range.svg"]
+    assert [path.name for path in (tmp_path / "figures").glob("*.svg")] == ["claims-01-rank-median-and-range.svg"]
 
 
 def test_a_figure_has_all_points_its_legend_and_no_invisible_marks() -> None:
@@ -137,7 +138,7 @@ def test_a_picture_is_written_as_it_is_and_as_pixels() -> None:
 def test_a_chart_that_cannot_be_drawn_is_named() -> None:
     page = Page("t")
     page.chart({"mark": "no-such-mark", "data": {"values": [{"a": 1}]}, "encoding": {"x": {"field": "a"}}}, "Odd")
-    with pytest.raises(RuntimeError, match="The chart 'one-01-odd' cannot be drawn as SVG: "):
+    with pytest.raises(RuntimeError, match="The figure 'one-01-odd' cannot be drawn as SVG: "):
         list(draw_figures([("one", page)]))
 
 
@@ -154,3 +155,49 @@ def test_nothing_is_loaded_for_a_figure() -> None:
     )
     with pytest.raises(RuntimeError, match="cannot be drawn"):
         list(draw_figures([("one", page)]))
+
+
+def test_a_picture_that_cannot_be_drawn_is_named_in_one_line() -> None:
+    page = Page("t")
+    svg = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg" width="0" height="0"/>').decode()
+    block = {"mime": "image/svg+xml", "data": svg, "size": [1, 1], "alternative": "", "tables": [], "remark": ""}
+    page.blocks.append({"type": "image", "caption": "None", **block})
+    with pytest.raises(RuntimeError, match=r"^The figure 'one-01-none' cannot be drawn as PNG: [^\n]*\.$"):
+        list(draw_figures([("one", page)]))
+
+
+def study_of(folder: Path, pages: list[Page]) -> Path:
+    folder.mkdir()
+    (folder / "page.json").write_text(json.dumps({"pages": [page.to_json() for page in pages]}))
+    return folder
+
+
+def test_pages_whose_names_are_alike_in_files_keep_their_own_figures(tmp_path: Path, probekit_cli: Any) -> None:
+    pages = []
+    for number, title in enumerate(["\u0441\u043b\u043e\u0439", "\u5c42", "a.b", "a-b"]):
+        page = Page(title)
+        page.lines({"a": [(0, number)]}, caption="Loss")
+        pages.append(page)
+    study = study_of(tmp_path / "study", pages)
+    assert probekit_cli("report", study, "--figures", tmp_path / "f", "--format", "csv").code == 0
+    names = ["page-01-loss", "page-2-01-loss", "a-b-01-loss", "a-b-2-01-loss"]
+    written = [(tmp_path / f"f/{name}.csv").read_text().splitlines()[1] for name in names]
+    assert written == ["a,0,0", "a,0,1", "a,0,2", "a,0,3"]
+    html = render_html(Document("t", "q", pages=[(page.title, page) for page in pages]))
+    assert all(f'data-name="{name}"' in html for name in names), "the report's own buttons give the same names"
+
+
+def test_a_caption_is_no_markup_in_the_captions(tmp_path: Path, probekit_cli: Any) -> None:
+    page = Page("t")
+    page.lines({"a": [(0, 1)]}, caption="# Loss\n## b\n<img src=x> ![i](http://example.org/x.png)")
+    study = study_of(tmp_path / "study", [page])
+    assert probekit_cli("report", study, "--figures", tmp_path / "f", "--format", "csv").code == 0
+    text = (tmp_path / "f/captions.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("#")][2:] == []
+    assert "<img" not in text.replace("\\<", "")
+    assert "![" not in text
+
+
+def test_a_folder_that_cannot_be_is_one_sentence(run: Path, tmp_path: Path, probekit_cli: Any) -> None:
+    ended = probekit_cli("report", run, "--figures", tmp_path / ("x" * 300), "--format", "csv")
+    assert (ended.code, "The figures cannot be written to" in ended.sentence) == (2, True)

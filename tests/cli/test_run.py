@@ -44,7 +44,7 @@ def test_without_a_model_or_plugin_it_inverts_a_block_of_the_embedded_model_and_
     assert ended.code == 0, ended.err
     [folder] = (tmp_path / "probekit-runs").iterdir()
     assert ended.out.splitlines()[-1] == f"Report: {folder.relative_to(tmp_path) / 'report.html'}"
-    assert ended.out.startswith("gradient-inverter: Tokens recovered")
+    assert ended.out.startswith("gradient-inverter: Gradient descent recovers ")
     document = manifest(folder)
     assert document["configuration"]["model"]["name"] == "demo"
     assert document["model"]["source"] == "demo"

@@ -8,6 +8,7 @@ import pytest
 from probekit.report import Page
 from probekit.report.charts import Chart, chart_of
 from probekit.report.charts.chart import MOST_CELLS
+from probekit.report.charts.series import MOST_POINTS
 
 
 def drawn(page: Page) -> Chart:
@@ -98,18 +99,39 @@ def test_a_very_long_table_is_thinned_and_says_so() -> None:
     assert chart.stride == 1
 
 
-def test_of_very_many_points_a_page_has_some_and_says_so() -> None:
+def test_of_very_many_points_a_page_has_some_with_every_peak_and_gap_and_says_so() -> None:
     page = Page("t")
-    page.lines({name: [(step, 1 / 3) for step in range(10_000)] for name in "abc"})
+    points: list[tuple[int, float | None]] = [(step, 1 / 3 + step % 5) for step in range(10_000)]
+    points[4321], points[7777] = (4321, 1000.0), (7777, None)
+    page.lines(dict.fromkeys("abc", points))
     chart = drawn(page)
     assert chart.data is not None
     assert (chart.stride, len(chart.data.records())) == (6, 30_000)
-    assert "every 6th point of each line, and the last, of 30,000 in all" in chart.remarks[0]
-    embedded = chart.data.thinned(chart.stride).embedded()
+    assert "one of 6 points of each line, of 30,000 in all" in chart.remarks[0]
+    kept = chart.data.thinned(chart.stride)
+    assert 4_500 <= len(kept.columns[0]) <= MOST_POINTS + 10
+    for name in "abc":
+        of_it = [(x, y) for series, x, y in zip(*kept.columns, strict=True) if series == name]
+        assert of_it[0] == points[0]
+        assert of_it[-1] == points[-1]
+        assert (4321, 1000.0) in of_it
+        assert (7777, None) in of_it
+        assert set(of_it) <= set(points)
+        assert of_it == sorted(of_it, key=lambda point: point[0])
+    embedded = kept.embedded()
     assert embedded["levels"] == {"series": ["a", "b", "c"]}
-    assert embedded["columns"][0] == [0] * 1668 + [1] * 1668 + [2] * 1668
-    assert embedded["columns"][1][:1668] == [*range(0, 10_000, 6), 9_999]
-    assert embedded["columns"][2][0] == 0.3333333
+    assert embedded["columns"][2][1] in (0.3333333, 4.333333)
+
+
+def test_the_widest_of_a_band_is_kept() -> None:
+    page = Page("t")
+    points = [(step, 1.0, 0.5, 2.0) for step in range(20_000)]
+    points[11_111], points[12_345] = (11_111, 1.0, -9.0, 2.0), (12_345, 1.0, 0.5, 99.0)
+    page.band({"a": points})
+    chart = drawn(page)
+    assert chart.data is not None
+    kept = list(zip(*chart.data.thinned(chart.stride).columns[1:], strict=True))
+    assert {points[11_111], points[12_345]} <= set(kept)
 
 
 def test_a_place_may_be_a_text_and_texts_keep_the_order_in_which_they_appear() -> None:

@@ -225,8 +225,10 @@ def test_the_report_of_a_study_opens_those_of_its_cells(
     assert outcome.passed
     assert reader.requests == [outcome.report_path.as_uri()]
     assert reader.page.get_by_text("The embedding has a rank").first.is_visible()
+    reader.page.get_by_role("link", name="rank", exact=True).click()
+    assert reader.page.locator("h3:target").inner_text() == "rank: The embedding has a rank"
     for cell in outcome.cells:
-        reader.page.get_by_role("link", name=cell.label).first.click()
+        reader.page.get_by_role("link", name=f"seed {cell.variables['seed']}", exact=True).click()
         reader.page.wait_for_url((outcome.path / "cells" / cell.key / "report.html").as_uri())
         reader.page.go_back()
     assert reader.complaints == []

@@ -111,6 +111,16 @@ def test_tokens_under_the_slider_say_what_they_are_at_that_step(read: Any) -> No
     assert reader.page.locator("#tip").inner_text() == "position 1, step 0"
 
 
+@pytest.mark.parametrize("steps", [1, 150_000])
+def test_one_step_or_very_many_leave_the_rest_of_the_page_alive(read: Any, steps: int) -> None:
+    page = Page("t")
+    page.trajectory({"a": [TokenRow(f"step {step}", [Token("a")]) for step in range(steps)]})
+    page.table(["name"], [["a"], ["b"]], interactive=True)
+    reader = read(page)
+    assert reader.page.get_by_role("slider").count() == (steps > 1)
+    assert reader.page.get_by_role("button", name="name").count() == 1
+
+
 def test_every_step_of_one_series_stands_below_the_slider_without_javascript_too(read: Any, browser: Any) -> None:
     reader = read(trajectory_page())
     reader.page.locator("details.steps summary").click()
@@ -251,3 +261,34 @@ def test_a_picture_and_its_data_are_saved_too(read: Any) -> None:
     tables = [Path(download.path()).read_text() for download in downloads]
     assert [line.split(",")[2:] for line in tables[0].splitlines()[1:]] == [["1", "0.5"], ["2", "-3"]]
     assert tables[1].splitlines()[1].endswith("7,8")
+
+
+@pytest.mark.parametrize(("x", "y"), [("loss", "loss"), ("constructor", "__proto__")])
+def test_data_are_saved_whole_whatever_their_columns_are_called(read: Any, x: str, y: str) -> None:
+    figure = Figure(figsize=(3, 2))
+    axes = figure.add_subplot()
+    axes.plot([1, 2], [0.5, -3])
+    axes.set(xlabel=x, ylabel=y)
+    page = Page("Picture")
+    page.show(figure)
+    records = [{"b": 1}, {x: 2}]
+    page.chart({"mark": "point", "data": {"values": records}, "encoding": {"x": {"field": "b", "type": "nominal"}}})
+    reader = read(page, accept_downloads=True)
+    assert [line.split(",")[1:] for line in saved(reader, 0, "CSV")[1].decode().splitlines()[1:]] == [
+        ["1", "0.5"],
+        ["2", "-3"],
+    ]
+    assert saved(reader, 1, "CSV")[1].decode() == f"b,{x}\n1,\n,2\n"
+
+
+def test_what_cannot_be_saved_is_said_and_leaves_nothing_behind(read: Any) -> None:
+    page = Page("t")
+    names = [str(row) for row in range(3000)]
+    page.heatmap([[float(row)] for row in range(3000)], ["a"], names, caption="Higher than a canvas")
+    page.chart({"mark": "none-such", "data": {"values": [{"a": 1}]}}, caption="No chart")
+    reader = read(page)
+    for place, kind, reason in ((0, "PNG", "it has more pixels than this browser draws"), (1, "SVG", "")):
+        tools = reader.page.locator(".saves").nth(place)
+        tools.get_by_role("button", name=kind).click()
+        tools.get_by_text(f"This could not be saved: {reason}").wait_for()
+        assert reader.page.locator(".drawing").count() == 0

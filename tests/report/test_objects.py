@@ -579,6 +579,11 @@ def test_a_harmless_style_sheet_is_kept_as_it_is() -> None:
     assert cleaned_html(f"<style type='text/css'>{style}</style>a").html == f"<style>{style}</style>a"
 
 
+@pytest.mark.parametrize("html", ["<![foo[bar]]>after", "<![ >after", "<![CDATA[x]]>after"])
+def test_what_opens_like_a_marked_section_is_a_comment_as_in_a_browser(html: str) -> None:
+    assert cleaned_html(html).html == "after"
+
+
 def test_what_had_to_go_is_said() -> None:
     block = shown(of_html("a<script>1</script><script>2</script><img src=x><b onclick=1>b</b>"))
     assert block["remark"] == (

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,6 +134,7 @@ def test_numpy_results_are_taken_as_they_are() -> None:
         ({"schema": 1, "title": "t", "blocks": [{"type": "video"}]}, "unknown type 'video'; known types: band"),
         ({"schema": 1, "title": "t", "blocks": [{"type": "to_json"}]}, "unknown type"),
         ({"schema": 1, "title": "t", "blocks": ["prose"]}, "not an object"),
+        ({"schema": 1, "title": "t", "blocks": None}, "The blocks of a page are a list"),
         ({"schema": 1, "title": "t", "blocks": [{"type": "prose"}]}, "Block 0 .* 'prose', is malformed"),
         ({"schema": 1, "title": "t", "blocks": [{"type": "prose", "text": "a", "b": 1}]}, "malformed"),
         ({"schema": 1, "title": "t", "blocks": [{"type": "tokens", "rows": [{"label": "a"}]}]}, "malformed"),
@@ -275,3 +277,18 @@ def test_the_targets_of_a_table_are_one_for_each_row_and_lead_below_the_report()
     for target in ("https://example.org", "/etc/passwd", "../x", "javascript:alert(1)"):
         with pytest.raises(ValueError, match="A link leads to a file beside the report"):
             page.table(["a"], [["x"]], targets=[target])
+
+
+def test_a_target_of_a_table_can_be_a_heading_of_the_page() -> None:
+    page, other = Page("t"), Page("u")
+    page.table(["a"], [["x"], ["y"], ["z"]], targets=["#Why <it> does", "#Nowhere", "x/report.html"])
+    page.heading("Why <it> does")
+    other.heading("Nowhere")
+    page = Page.from_json(json.loads(json.dumps(page.to_json())))
+    html = render_html(Document("t", "q", pages=[("one", page), ("two", other)]))
+    [anchor] = re.findall(r'<h3 id="(.*?)">Why &lt;it&gt; does</h3>', html)
+    assert re.findall(r'<td>(?:<a href="(.*?)">)?([xyz])', html) == [
+        (f"#{anchor}", "x"),
+        ("", "y"),
+        ("x/report.html", "z"),
+    ]

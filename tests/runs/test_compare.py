@@ -107,7 +107,7 @@ def test_only_the_settings_that_differ_are_shown_each_with_the_value_of_every_ru
     second = save_run(tmp_path / "second", options={"steps": 80, "loss": "l1"}, seed=3)
     [runs, settings] = of_type(drawn(first, second, page="What is compared"), "table")
     assert settings["columns"] == ["setting", "steps 50", "steps 80"]
-    assert settings["rows"] == [["options.probe.steps", "50", "80"]]
+    assert settings["rows"] == [["probe.steps", "50", "80"]], "named as `-o` takes it"
     assert [row[runs["columns"].index("folder")] for row in runs["rows"]] == [str(first), str(second)]
 
 
@@ -145,11 +145,23 @@ def test_prompts_that_are_other_tokens_are_pointed_out(tmp_path: Path) -> None:
         ([{"model": {"name": "some/where/gpt2"}}, {}], ["gpt2", "demo"]),
         ([{"seed": 1}, {"seed": 2}, {"seed": 30}], ["seed 1", "seed 2", "seed 30"]),
         ([{"seed": 1}, {"seed": 2}, {"seed": 1}], ["run 0", "run 1", "run 2"]),
+        ([{"options": {"inner": [1]}}, {"options": {"inner": [5, 10]}}], ["inner 1", "inner 5, 10"]),
         ([{}, {}], ["run 0", "run 1"]),
         ([{"prompts": ["x" * 99]}, {}], ["run 0", "run 1"]),
         ([{"seed": 1, "special_tokens": False, "prompts": ["x"]}, {}], ["run 0", "run 1"]),
     ],
-    ids=["weights", "weights and their seed", "precision", "model", "seeds", "twice the same", "same", "long", "many"],
+    ids=[
+        "weights",
+        "weights and their seed",
+        "precision",
+        "model",
+        "seeds",
+        "twice the same",
+        "lists",
+        "same",
+        "long",
+        "many",
+    ],
 )
 def test_a_run_is_called_what_tells_it_apart_where_that_is_short_else_by_its_folder(
     tmp_path: Path, settings: list[dict[str, Any]], labels: list[str]
@@ -170,13 +182,13 @@ def test_metrics_stand_side_by_side_with_differences_to_the_first_run(tmp_path: 
     first = save_run(tmp_path / "a", metrics={"loss": 4.0, "rate": 1.0, "text": "x", "only": 2}, seed=1)
     second = save_run(tmp_path / "b", metrics={"loss": 1.0, "rate": 1.0, "text": "y"}, seed=2)
     blocks = drawn(first, second)
-    [changed, same] = of_type(blocks, "table")
+    [changed, partly, same] = of_type(blocks, "table")
     assert changed["columns"] == ["metric", "seed 1", "seed 2", "Δ seed 2", "Δ seed 2, %"]
     assert changed["rows"] == [
         ["loss", 4.0, 1.0, -3.0, -75.0],
         ["text", "x", "y", None, None],
-        ["only", 2, "missing", None, None],
     ]
+    assert (partly["columns"], partly["rows"]) == (["metric", "seed 1", "seed 2"], [["only", 2, "missing"]])
     assert same["rows"] == [["rate", 1.0]]
     assert same["collapsed"]
 
@@ -185,7 +197,23 @@ def test_a_metric_that_the_first_run_lacks_has_values_and_no_difference(tmp_path
     first = save_run(tmp_path / "a", metrics={})
     others = [save_run(tmp_path / name, metrics={"m": value}) for name, value in (("b", 1.0), ("c", 2.0))]
     [table] = of_type(drawn(first, *others), "table")
-    assert table["rows"] == [["m", "missing", 1.0, 2.0, None, None]]
+    assert table["rows"] == [["m", "missing", 1.0, 2.0]]
+
+
+def test_many_metrics_are_folded_below_what_the_page_shows_and_few_stand_above_it(tmp_path: Path) -> None:
+    def order(count: int) -> list[tuple[str, bool]]:
+        paths = [
+            save_run(
+                tmp_path / f"{name} {count}",
+                metrics={f"figure {'i' * n}": n * factor for n in range(1, count + 1)},
+                pages=lines_page({"loss": [(0, 1.0)]}),
+            )
+            for factor, name in enumerate("ab", 1)
+        ]
+        return [(block["type"], block.get("collapsed", False)) for block in of_type(drawn(*paths), "table", "lines")]
+
+    assert order(12) == [("table", False), ("lines", False)]
+    assert order(13) == [("lines", False), ("table", True)]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +312,53 @@ def test_series_of_several_names_get_a_chart_for_each_name_and_their_restarts_st
         assert [named["name"] for named in each["series"]] == ["seed 97", "seed 98"]
 
 
+def test_a_name_stands_before_what_a_caption_says_in_brackets(tmp_path: Path) -> None:
+    page = lines_page({name: [(0, 1.0)] for name in ("near", "far")}, caption="Loss (of one walker)")
+    charts = of_type(drawn(*(save_run(tmp_path / name, pages=page) for name in "ab")), "lines")
+    assert [each["caption"] for each in charts] == ["Loss: near (of one walker)", "Loss: far (of one walker)"]
+
+
+def own_series(tmp_path: Path, *runs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    paths = [
+        save_run(tmp_path / f"{number}", pages=lines_page(series), options={"inner": [number]})
+        for number, series in enumerate(runs)
+    ]
+    return of_type(drawn(*paths), "lines", "band")
+
+
+def test_curves_that_one_run_alone_has_share_a_chart_with_what_is_the_same_in_every_run(tmp_path: Path) -> None:
+    """As walks of two options do, beside their control: what differs is in the picture."""
+    control = {"control": [(0, 1.0), (1, 1.0)]}
+    [chart] = own_series(tmp_path, {"inner 0": [(0, 2.0)], **control}, {"inner of ten": [(0, 3.0)], **control})
+    assert chart["series"] == [
+        {"name": "inner 0", "points": [[0, 2.0]]},
+        {"name": "inner 1: inner of ten", "points": [[0, 3.0]]},
+        {"name": "control, in every run", "points": [[0, 1.0], [1, 1.0]]},
+    ]
+
+
+def test_curves_of_one_name_that_differ_keep_a_chart_of_their_own(tmp_path: Path) -> None:
+    own, shared = own_series(
+        tmp_path, {"a": [(0, 2.0)], "control": [(0, 1.0)]}, {"b": [(0, 3.0)], "control": [(0, 4.0)]}
+    )
+    assert [series["name"] for series in own["series"]] == ["inner 0: a", "inner 1: b"]
+    assert (shared["caption"], [series["points"] for series in shared["series"]]) == (
+        "Loss: control",
+        [[[0, 1.0]], [[0, 4.0]]],
+    )
+
+
+def test_curves_that_one_run_has_beyond_the_others_are_left_to_its_own_report(tmp_path: Path) -> None:
+    charts = own_series(tmp_path, {"a": [(0, 2.0)], "b": [(0, 1.0)]}, {"a": [(0, 2.0)]})
+    assert [each["caption"] for each in charts] == ["Loss: a"]
+
+
+def test_a_repetition_that_is_named_first_leaves_no_comma(tmp_path: Path) -> None:
+    pages = [lines_page({f"restart {n}, selected": [(0, 1.0)], "all": [(0, n)]}) for n in range(2)]
+    charts = of_type(drawn(*(save_run(tmp_path / f"{n}", pages=page, seed=n) for n, page in enumerate(pages))), "lines")
+    assert [each["caption"] for each in charts] == ["Loss: selected", "Loss: all"]
+
+
 def test_layers_are_not_taken_for_repetitions(tmp_path: Path) -> None:
     layers = {f"layer {index}": [(0, index), (1, index)] for index in range(12)}
     blocks = drawn(*(save_run(tmp_path / name, pages=lines_page(layers)) for name in "ab"))
@@ -368,6 +443,46 @@ def test_tokens_of_one_caption_are_shown_for_each_run_whichever_restart_it_chose
         paths.append(save_run(tmp_path / name, pages={"probe": page}, seed=number))
     captions = [block["caption"] for block in of_type(drawn(*paths), "tokens")]
     assert captions == ["seed 0: Tokens over steps, restart 0", "seed 1: Tokens over steps, restart 1"]
+
+
+def trajectory_page(steps: list[int], words: str, prompt: str = "a b") -> dict[str, Page]:
+    page = Page("probe")
+    page.trajectory(
+        {"walk": [probekit.TokenRow(f"step {n}", [probekit.Token(word) for word in words]) for n in steps]},
+        reference=probekit.TokenRow("prompt", [probekit.Token(word) for word in prompt.split()]),
+        caption="Tokens along the walk",
+        marks={"right": "the prompt's own token"},
+    )
+    return {"probe": page}
+
+
+def test_tokens_over_the_same_steps_stand_below_one_slider(tmp_path: Path) -> None:
+    first = save_run(tmp_path / "a", pages=trajectory_page([0, 5], "xy"), seed=1)
+    second = save_run(tmp_path / "b", pages=trajectory_page([0, 5], "xz"), seed=2)
+    [both] = of_type(drawn(first, second), "trajectory")
+    assert both["caption"] == "Tokens along the walk"
+    assert [entry["name"] for entry in both["series"]] == ["seed 1: walk", "seed 2: walk"]
+    shown = [
+        "".join(both["vocabulary"][index]["text"] for index in entry["rows"][-1]["tokens"]) for entry in both["series"]
+    ]
+    assert shown == ["xy", "xz"]
+    assert both["reference"]["label"] == "prompt"
+    assert both["marks"] == {"right": "the prompt's own token"}
+
+
+def test_tokens_that_are_the_same_in_every_run_are_one_row(tmp_path: Path) -> None:
+    paths = [save_run(tmp_path / name, pages=trajectory_page([0, 5], "xy"), seed=ord(name)) for name in "ab"]
+    [both] = of_type(drawn(*paths), "trajectory")
+    assert [entry["name"] for entry in both["series"]] == ["walk, in every run"]
+
+
+@pytest.mark.parametrize("other", [{"steps": [0, 6]}, {"steps": [0]}, {"prompt": "a c"}], ids=["step", "end", "prompt"])
+def test_tokens_over_other_steps_or_of_another_prompt_have_a_slider_each(tmp_path: Path, other: dict[str, Any]) -> None:
+    common: dict[str, Any] = {"steps": [0, 5], "words": "xy"}
+    first = save_run(tmp_path / "a", pages=trajectory_page(**common), seed=1)
+    second = save_run(tmp_path / "b", pages=trajectory_page(**common | other), seed=2)
+    captions = [block["caption"] for block in of_type(drawn(first, second), "trajectory")]
+    assert captions == ["seed 1: Tokens along the walk", "seed 2: Tokens along the walk"]
 
 
 # --- which runs, and where to ----------------------------------------------------------------------------------------

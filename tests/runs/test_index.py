@@ -96,7 +96,7 @@ def test_each_kind_is_listed_with_what_a_reader_wants_to_know(made: Path, tiny_g
     assert listed["pair/random"].model_in_words == f"{name} (random weights)"
     assert listed["pair/comparison.html"].analyses == ["pseudo-inverse"]
     assert "random" in listed["pair/comparison.html"].finding
-    assert listed["deep/study"].finding.startswith("What a block keeps. Verdicts, 1 in all")
+    assert listed["deep/study"].finding.startswith("What a block keeps. The claim holds.")
     assert listed["recorded"].finding == "2 prompts, 11 tokens at 3 sites."
     seconds = sum(cell.seconds or 0 for cell in listed["deep/study"].cells)
     assert listed["deep/study"].seconds == pytest.approx(seconds)

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_two_walks_of_one_run_are_compared_on_top_of_the_report(probekit_cli: An
     assert manifest(tmp_path / "run")["joint"] == {TITLE: {"status": "done"}}
     assert titles(tmp_path / "run") == [TITLE, *WALKS]
     [finding] = [block["text"] for block in blocks(tmp_path / "run", "finding")]
-    assert finding in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert finding in unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     assert TITLE in (tmp_path / "run" / "summary.md").read_text(encoding="utf-8")
 
 
@@ -144,19 +145,23 @@ def test_walks_are_compared_at_the_distance_that_all_have_reached(together: prob
     """One table for each prompt, one row for each way; every figure by an independent interpolation."""
     tables = blocks(together.path, "table")
     assert len(tables) == 2
+    subject = probekit.load(together.manifest["configuration"]["model"]["name"])
     for prompt, table in enumerate(tables):
         distance, outputs = at_common_distance(together, prompt, "output_l2")
-        assert table["caption"].startswith(f"At d_i = {distance:.3g} (L2)")
+        ids = together.results["clamped-walk"].sequences["prompt"][prompt].ids
+        share = distance / float(subject.embed(subject.check_ids(ids)).norm())
+        where = f"d_i = {distance:.3g}, {100 * share:.3g}% of the embeddings' norm"
+        assert table["caption"].startswith(f"At {where} (")
         assert [row[0] for row in table["rows"]] == [
-            "clamped-walk, inner 1",
-            "clamped-walk, inner 3",
+            "clamped-walk (inner 1)",
+            "clamped-walk (inner 3)",
             "null-space-walk",
         ]
-        assert medians_in(table, "d_o, L2") == pytest.approx([np.median(each) for each in outputs], rel=6e-3)
+        assert medians_in(table, "d_o") == pytest.approx([np.median(each) for each in outputs], rel=6e-3)
         ratios = [np.median([distance / output for output in each]) for each in outputs]
         assert medians_in(table, "r₂") == pytest.approx(ratios, rel=6e-3)
         [finding] = [block["text"] for block in blocks(together.path, "finding")]
-        assert prompt or f"the same input distance ({distance:.3g}), r₂ is {max(ratios):.3g} for" in finding
+        assert prompt or finding.startswith(f"At the same distance from the prompt ({where}), Gaussian noise")
 
 
 def test_r_against_noise_is_the_walks_own_figure(together: probekit.Run) -> None:
@@ -165,7 +170,25 @@ def test_r_against_noise_is_the_walks_own_figure(together: probekit.Run) -> None
         _, outputs = at_common_distance(together, prompt, "output_l2")
         _, noise = at_common_distance(together, prompt, "noise_l2")
         expected = [np.median(np.array(wild) / np.array(own)) for wild, own in zip(noise, outputs, strict=True)]
-        assert medians_in(table, "r₂ / r₂ of noise") == pytest.approx(expected, rel=6e-3)
+        assert medians_in(table, "r₂ over noise's") == pytest.approx(expected, rel=6e-3)
+        [finding] = [block["text"] for block in blocks(together.path, "finding")]
+        assert prompt or f"{max(expected):.3g} times as far as " in finding
+
+
+def test_curves_are_over_the_distance_with_noise_beside_the_walks(together: probekit.Run) -> None:
+    """Not over steps, whose lengths differ from walk to walk."""
+    names = ["clamped-walk (inner 1)", "clamped-walk (inner 3)", "null-space-walk"]
+    over, moved = blocks(together.path, "lines")[:2]
+    assert [each["x"] for each in (over, moved)] == ["d_i, L2", "d_i, L2"]
+    assert [series["name"] for series in over["series"]] == names
+    assert [series["name"] for series in moved["series"]] == [*names, "Gaussian noise"]
+    for (walk, track), ratios, outputs in zip(WAYS, over["series"], moved["series"], strict=False):
+        tensors, prefix = together.results[walk].tensors, f"0/block.2/{track}"
+        inputs, own = tensors[f"{prefix}/input_l2"][1:], tensors[f"{prefix}/output_l2"][1:]
+        noise = np.median(tensors[f"{prefix}/noise_l2"][1:], axis=-1)
+        expected = np.stack([np.median(inputs, axis=1), np.median(noise / own, axis=1)], 1)
+        np.testing.assert_allclose(ratios["points"], expected, rtol=1e-6)
+        np.testing.assert_allclose(outputs["points"], np.stack([expected[:, 0], np.median(own, axis=1)], 1), rtol=1e-6)
 
 
 def made_up(inputs: list[list[float]], **figures: list[list[float]]) -> Way:

@@ -22,7 +22,9 @@ from probekit.errors import ProbekitError, UsageError
 from probekit.plugins import Plugins
 from probekit.runs.studies import Study, study
 from probekit.runs.studies.cells import Cell, expand, share
-from probekit.runs.studies.file import StudyFile, read_study, substituted
+from probekit.runs.studies.file import Expectation, StudyFile, read_study, substituted
+from probekit.runs.studies.judge import Judgement
+from probekit.runs.studies.page import _in_short, _places
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</script><script>window.ranHostile = 1</script><img src=x onerror=alert(1)> {{ 7*7 }} \u202e"
@@ -435,7 +437,9 @@ def test_verdicts_and_whether_they_are_those_expected(whole: Study, model: Path,
     assert not outcome.passed
     report = outcome.report_path.read_text(encoding="utf-8")
     assert "It needs a machine that is not there." in report
-    assert "Not met: wrong" in report
+    assert "Not as expected: wrong." in report
+    [overview] = re.findall(r'<p class="finding">(Of .*?)</p>', report)
+    assert overview.startswith("Of 6 claims, 4 hold; 1 came out in between or otherwise; 1 could not be judged. ")
 
 
 RESTARTS = {"run": "inverter", "table": "restarts", "column": "token_accuracy"}
@@ -887,9 +891,122 @@ def test_the_report_links_to_every_cell(model: Path, plugins: Plugins) -> None:
     assert links == [f"cells/{cell.key}/report.html" for cell in outcome.cells]
     assert all((outcome.path / link).is_file() for link in links)
     pages = json.loads(Path("out/page.json").read_text())["pages"]
-    assert [page["title"] for page in pages] == ["Expectations", "Cells"]
-    assert "band" in [block["type"] for block in pages[0]["blocks"]]
+    assert [page["title"] for page in pages] == ["Claims", "Runs"]
+    assert [block["type"] for block in pages[0]["blocks"]].count("band") == 2
     assert "probekit study small.toml" in Path("out/summary.md").read_text()
+
+
+def verdicts_on(**named: list[str]) -> list[Judgement]:
+    """Judgements of claims by their ids, each with these verdicts."""
+    return [
+        Judgement(Expectation(id=name, claim=f"Claim {name}", untested="-"), verdict)
+        for name, verdicts in named.items()
+        for verdict in verdicts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("judgements", "sentence"),
+    [
+        (verdicts_on(a=["holds"]), "The claim holds."),
+        (verdicts_on(a=["holds"], b=["reproduced", "holds"]), "All 2 claims hold."),
+        (verdicts_on(a=["holds"], b=["refuted"]), "Of 2 claims, 1 holds; 1 does not hold (b)."),
+        (
+            verdicts_on(a=["refuted"], b=["fails", "fails"], c=["undecided"], d=["not tested"], e=["incomplete"]),
+            "Of 5 claims, 0 hold; 2 do not hold (a, b); 1 came out in between or otherwise; 2 could not be judged.",
+        ),
+        (
+            verdicts_on(a=["holds", "holds"], b=["holds", "refuted"], c=["partly", "refuted"]),
+            "Of 3 claims, 1 holds on everything they were tested on; 1 only on some of it; 1 came out in between or "
+            "otherwise.",
+        ),
+        (verdicts_on(a=["better"], b=["better"], c=["worse"]), "3 claims, with the verdicts better 2, worse 1."),
+    ],
+)
+def test_one_sentence_says_how_many_claims_hold_and_which_do_not(judgements: list[Judgement], sentence: str) -> None:
+    assert _in_short(judgements) == sentence
+
+
+def test_each_verdict_leads_to_its_claim_on_the_page(whole: Study, model: Path, plugins: Plugins) -> None:
+    outcome = judging(whole, model, plugins, accuracy(), accuracy(id="other", claim="Accuracy is a share"))
+    report = outcome.report_path.read_text(encoding="utf-8")
+    leads = re.findall(r'<td><a href="#([^"]*)">([^<]*)</a></td>', report)
+    assert [name for _, name in leads] == ["in-range", "other"]
+    for anchor, name in leads:
+        assert f'<h3 id="{anchor}">{name}: Accuracy is a share</h3>' in report
+
+
+def page_json(outcome: Study) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((outcome.path / "page.json").read_text())
+    return document
+
+
+def tables(outcome: Study, page: int = 0) -> list[dict[str, Any]]:
+    blocks = page_json(outcome)["pages"][page]["blocks"]
+    return [block for block in blocks if block["type"] == "table"]
+
+
+def test_the_reasons_of_many_verdicts_stand_behind_a_table_of_verdicts_alone(
+    whole: Study, model: Path, plugins: Plugins
+) -> None:
+    few = judging(whole, model, plugins, *(accuracy(id=f"c{number}") for number in range(2)))
+    assert tables(few)[0]["columns"] == ["id", "verdict", "claim", "because"]
+    many = judging(whole, model, plugins, *(accuracy(id=f"c{number}") for number in range(30)))
+    first, second = tables(many)[:2]
+    assert (first["columns"], first["collapsed"]) == (["id", "verdict", "claim"], False)
+    assert (second["columns"], second["collapsed"]) == (["id", "verdict", "claim", "because"], True)
+    summary = (many.path / "summary.md").read_text(encoding="utf-8")
+    assert summary.count("8 restarts.") == 30
+    assert summary.count("Accuracy is a share") == 30, "one table of the two"
+
+
+def test_a_figure_says_what_it_is_of_and_each_quantity_has_an_axis_of_its_own(
+    whole: Study, model: Path, plugins: Plugins
+) -> None:
+    rows = {"run": "inverter", "table": "restarts", "where": {"site": "block.0"}}
+    figures = {
+        "loss": rows | {"column": "loss", "missing": 9},
+        "again": rows | {"column": "loss", "rows": {"restart": 0}},
+        "accurate": rows | {"column": "token_accuracy"},
+        "exact": rows | {"column": "exact"},
+    }
+    outcome = judging(
+        whole, model, plugins, accuracy(figures=figures, verdicts={"holds": "count(loss) == 4"}, because="")
+    )
+    listed = tables(outcome)[1]
+    assert [row[4] for row in listed["rows"]][:2] == [
+        "loss of 'inverter' (site block.0), 9 where there is none",
+        "loss of 'inverter' (site block.0, restart 0)",
+    ]
+    found = outcome.judgements[0].figures
+    assert [row[1] for row in listed["rows"]] == [4, 2, 4, 4]
+    assert float(listed["rows"][0][2]) == pytest.approx(sum(found["loss"]) / 4, rel=1e-2)
+    blocks = page_json(outcome)["pages"][0]["blocks"]
+    charts = [block["spec"] for block in blocks if block["type"] == "chart"]
+    titles = [chart["encoding"]["x"]["axis"]["title"] for chart in charts]
+    assert titles[0] == "loss"
+    assert "exact" not in titles
+    assert {point["figure"] for point in charts[0]["data"]["values"]} == {"loss", "again"}
+
+
+def test_numbers_that_differ_by_orders_of_magnitude_are_drawn_at_even_spaces() -> None:
+    assert _places([0.1, 0.001, 0.01, 0.1]) == {0.001: "0.001", 0.01: "0.01", 0.1: "0.1"}
+    assert _places([300, 1000]) == {300: 300, 1000: 1000}
+    assert _places([0, 1000]) == {0: 0, 1000: 1000}
+    assert _places(["b", "a"]) == {"b": "b", "a": "a"}
+    assert _places([1, "a", True]) == {1: "1", "a": "a"}
+
+
+def test_the_words_of_the_file_for_its_reader_are_on_the_page(model: Path, plugins: Plugins) -> None:
+    values = inverter(model, seeds=1, sweep={"site": ["block.0"]}, about="Two sites, once each.")
+    values |= {"about": "Loss is in L1.", "parameters": {"short": "x", "many": [1, 2, 3, 4], "none": [], "deep": [[1]]}}
+    outcome = study(write(values), "out", manager=plugins)
+    pages = [[block.get("text") for block in page["blocks"]] for page in page_json(outcome)["pages"]]
+    assert pages[0][:2] == ["How to read this", "Loss is in L1."]
+    assert "Two sites, once each." in pages[1]
+    head, rest = outcome.report_path.read_text(encoding="utf-8").split("</header>")
+    assert re.findall("<dt>(.*?)</dt>", head) == ["short", "Runs"]
+    assert {f"parameter {name}" for name in ("many", "none", "deep")} <= set(re.findall("<dt>(.*?)</dt>", rest))
 
 
 def test_a_variable_of_tables_is_drawn_as_text(model: Path, plugins: Plugins) -> None:

@@ -212,10 +212,11 @@ def _finding(result: Result, sites: Sequence[str]) -> str:
     verified = sum(int(row["verified"] or 0) for row in rows) / sum(int(row["tokens"] or 0) for row in rows)
     many = "the prompt" if count == 1 else f"the {count} prompts"
     tried = mean(float(result.metrics[f"{site}/candidates_per_token"] or 0) for site in sites)
+    cost = "1 candidate" if tried == 1 else f"{tried:.3g} candidates"
     if any(row["exact"] is None for row in rows):
         return (
-            f"{_share(verified)} of the tokens of {many} are recovered and verified ({where}), at {tried:.3g} "
-            "candidates a token."
+            f"{_share(verified)} of the tokens of {many} are recovered and verified ({where}), with {cost} tried for "
+            "each."
         )
     exact = mean(float(bool(row["exact"])) for row in rows)
     wrong = sum(int(row["false_positives"] or 0) for row in rows)
@@ -225,8 +226,8 @@ def _finding(result: Result, sites: Sequence[str]) -> str:
         else f"{many[0].upper()}{many[1:]} came back exactly"
     )
     return (
-        f"{back} ({where}), {_share(verified)} of all tokens verified, {wrong or 'none'} of them wrongly, "
-        f"at {tried:.3g} candidates a token."
+        f"{back} ({where}); {_share(verified)} of all tokens are verified from the activations alone, "
+        f"{wrong or 'none'} of them wrongly, with {cost} tried for each."
     )
 
 

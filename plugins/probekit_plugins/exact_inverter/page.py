@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Prompts that are shown token by token; all of them are in the table.
 PROMPTS = 8
+# What the marks of tokens mean; a token that is right, or may be, but is not verified, has none.
+MARKS = {"right": "verified", "wrong": "not the prompt's token"}
 Row = dict[str, Any]
 
 
@@ -21,50 +23,79 @@ def draw(result: Result, page: Page, options: ExactInverterOptions) -> None:
     rows: list[Row] = result.tables["prompts"]
     places: list[Row] = result.tables["positions"]
     sites = list(dict.fromkeys(str(row["site"]) for row in rows))
+    blocks = " (block.N is the output of decoder block N, counted from 0)"
     page.prose(
-        "In a causal model the activation at a position is a function of the tokens up to there. So, given the tokens "
-        "before it, the right token is the one whose activation is the given one. Tokens are proposed by a regression "
-        "on the model's own outputs, then by a gradient, then all that are left; a token is verified only if the "
-        "model, run again on what was found, gives the activation back within ε, and no rival does.\n\n"
-        "ε is how far the model is from itself in batches of other shapes, plus what rounding and noise add. The "
-        "margin is how far the nearest rival's activation is from the given one. Both are relative to the activation's "
-        "norm."
+        "Given are the prompt's activations a at a site of the model"
+        f"{blocks if any(site.startswith('block.') for site in sites) else ''}. In a causal model the activation at a "
+        "position is a function of the tokens up to there. So, from the left, the right token is the one that gives "
+        "the activation. Tokens are proposed by a regression on the model's own outputs, then by a gradient, then all "
+        "that are left.\n\n"
+        "A token is verified if the model, run again on what was found, gives the activation back within ε, and no "
+        "other token that was tried (no rival) does. That takes no knowledge of the prompt; verified wrongly says how "
+        "often it was mistaken. ε is how far the model is from itself in batches of other shapes, plus what rounding "
+        "and noise add. The margin is how far the nearest rival's activation is from the given one: many times ε is "
+        "sure. Both are relative to the activation's norm."
     )
     _overview(result, page, sites)
-    if len(sites) > 1:
+    if len(sites) > 2:
         _by_site(result, page, sites)
-    _margins(page, places, sites)
     _failures(page, rows)
     numbers = list(dict.fromkeys(int(row["prompt"]) for row in rows))
     for number in numbers[:PROMPTS]:
         _one_prompt(result, page, number, sites, many=len(numbers) > 1)
     if len(numbers) > PROMPTS:
         page.note(f"{PROMPTS} of {len(numbers)} prompts are shown token by token; the table below has all of them.")
+    if len(numbers) > 1:
+        page.heading("All prompts")
+    _margins(page, places, sites)
     _all_prompts(result, page, rows)
 
 
 def _overview(result: Result, page: Page, sites: Sequence[str]) -> None:
+    """What came back at which cost, and how sure that is."""
+
+    def table(columns: dict[str, str], caption: str, times: bool, remark: str = "") -> None:
+        shown = {
+            title: name for title, name in columns.items() if any(figure(site, name) is not None for site in sites)
+        }
+        if shown:
+            page.table(
+                ["site", *shown, *(["ms a token", "learning, s"] if times else [])],
+                [
+                    [site, *(figure(site, name) for name in shown.values()), *(_times(result, site) if times else [])]
+                    for site in sites
+                ],
+                caption=caption,
+                in_summary=True,
+                remark=remark,
+            )
+
     def figure(site: str, name: str) -> Any:
         return result.metrics[f"{site}/{name}"]
 
-    columns = {
-        "exact": "exact_rate",
-        "tokens right": "token_accuracy",
-        "verified": "verified_share",
-        "verified wrongly": "false_positives",
-        "candidates a token": "candidates_per_token",
-        "most": "candidates_most",
-        "ε of the arithmetic": "arithmetic_error",
-        "least margin": "margin_least",
-        "survives noise of σ": "noise_survived_least",
-    }
-    shown = {title: name for title, name in columns.items() if any(figure(site, name) is not None for site in sites)}
-    page.table(
-        ["site", *shown, "ms a token", "s to learn"],
-        [[site, *(figure(site, name) for name in shown.values()), *_times(result, site)] for site in sites],
-        caption="Recovery by site. Noise: σ relative to the activation's root mean square, at which the nearest rival "
-        "would be taken in one case of a thousand",
-        in_summary=True,
+    table(
+        {
+            "whole prompts": "exact_rate",
+            "tokens right": "token_accuracy",
+            "verified": "verified_share",
+            "verified wrongly": "false_positives",
+            "candidates a token": "candidates_per_token",
+            "most": "candidates_most",
+        },
+        "What came back, as shares (1 is all), and what it cost",
+        times=True,
+        remark="Verified wrongly is a count of tokens. Learning a site is done once, for any number of prompts.",
+    )
+    table(
+        {
+            "ε of the arithmetic": "arithmetic_error",
+            "least margin": "margin_least",
+            "survives noise of σ": "noise_survived_least",
+        },
+        "How sure it is: the margin beside ε, and the noise that it would survive",
+        times=False,
+        remark="Noise: σ relative to the activation's root mean square, at which the nearest rival would be taken in "
+        "one case of a thousand.",
     )
 
 
@@ -77,27 +108,24 @@ def _times(result: Result, site: str) -> list[float | None]:
 
 
 def _by_site(result: Result, page: Page, sites: Sequence[str]) -> None:
-    def line(name: str) -> list[tuple[int, float]]:
-        figures = [(place, result.metrics[f"{site}/{name}"]) for place, site in enumerate(sites)]
-        return [(place, float(figure)) for place, figure in figures if figure is not None]
+    def line(name: str) -> list[tuple[str, float]]:
+        figures = [(site, result.metrics[f"{site}/{name}"]) for site in sites]
+        return [(site, float(figure)) for site, figure in figures if figure is not None]
 
-    axis = f"site, from {sites[0]} (0) to {sites[-1]} ({len(sites) - 1})"
+    def chart(series: dict[str, list[tuple[str, float]]], y: str, caption: str, log_y: bool) -> None:
+        # A flat line says less than the table.
+        if len({value for points in series.values() for _, value in points}) > 1:
+            page.lines({title: points for title, points in series.items() if points}, "site", y, caption, log_y=log_y)
 
-    def chart(series: dict[str, list[tuple[int, float]]], y: str, caption: str, log_y: bool) -> None:
-        if (
-            len({value for points in series.values() for _, value in points}) > 1
-        ):  # a flat line says less than the table
-            page.lines({title: points for title, points in series.items() if points}, axis, y, caption, log_y=log_y)
-
-    shares = {"exact": "exact_rate", "tokens right": "token_accuracy", "verified": "verified_share"}
+    shares = {"whole prompts": "exact_rate", "tokens right": "token_accuracy", "verified": "verified_share"}
     chart({title: line(name) for title, name in shares.items()}, "share", "What comes back, by site", False)
     tried = {"mean": line("candidates_per_token"), "most": line("candidates_most")}
     chart(tried, "candidates a token", "Candidates tried, by site", True)
-    times = [(place, _times(result, site)[0]) for place, site in enumerate(sites)]
-    spent = [(place, milliseconds) for place, milliseconds in times if milliseconds is not None]
+    times = [(site, _times(result, site)[0]) for site in sites]
+    spent = [(site, milliseconds) for site, milliseconds in times if milliseconds is not None]
     chart({"ms a token": spent}, "ms a token", "Time of the search, by site", False)
     margins = {"least": line("margin_least"), "median": line("margin_median")}
-    chart(margins, "margin", "Margin by site: how far the nearest rival is, relative to the activation's norm", False)
+    chart(margins, "margin", "How sure it is, by site: the margin, how far the nearest rival is", False)
 
 
 def _margins(page: Page, places: Sequence[Row], sites: Sequence[str]) -> None:
@@ -116,7 +144,8 @@ def _margins(page: Page, places: Sequence[Row], sites: Sequence[str]) -> None:
             series,
             x="position",
             y="relative to the activation's norm",
-            caption="Margin by position: how far the nearest rival is (median over prompts), and ε below it",
+            caption="How sure it is, by position: the higher the margin stands above ε, the surer"
+            + (" (medians over prompts)" if len({row["prompt"] for row in places}) > 1 else ""),
             log_y=True,
         )
 
@@ -144,10 +173,13 @@ def _one_prompt(result: Result, page: Page, number: int, sites: Sequence[str], m
         verified = sum(row["status"] == "verified" for row in of_site)
         note = f"{verified} of {len(of_site)} verified"
         shown.append(TokenRow(site, [_token(row) for row in of_site], note=note))
+    unmarked = any(token.mark is None for row in shown[prompt is not None :] for token in row.tokens)
     page.tokens(
         shown,
         caption="Recovered tokens by site",
-        legend="marked right if verified, wrong if not; hover or focus a token for its distance and its rival",
+        legend=("no colour: found, not verified; " if unmarked else "")
+        + "hover over a token, or focus it, for its distance and its nearest rival",
+        marks=MARKS,
     )
     if len(sites) > 1:
         page.heatmap(
@@ -157,7 +189,7 @@ def _one_prompt(result: Result, page: Page, number: int, sites: Sequence[str], m
             x="token",
             y="site",
             value="margin",
-            caption="How far the nearest rival is",
+            caption="Margin of each token: how far its nearest rival is",
         )
     page.table(
         [
@@ -165,11 +197,11 @@ def _one_prompt(result: Result, page: Page, number: int, sites: Sequence[str], m
             "position",
             "token",
             "status",
-            "‖O(x) − a‖ / ‖a‖",
+            "distance",
             "ε",
             "nearest rival",
-            "its distance",
-            "tried",
+            "margin",
+            "candidates tried",
             "ties",
         ],
         [
@@ -187,8 +219,10 @@ def _one_prompt(result: Result, page: Page, number: int, sites: Sequence[str], m
             ]
             for row in places
         ],
-        caption="Every position: the distance of what was found, ε, and the nearest rival",
+        caption="Every position: how far the token's activation is, and its nearest rival's",
         collapsed=True,
+        remark="Distances are ‖O(x) − a‖ / ‖a‖, of the activation O(x) that a token gives from the given one, a. Ties: "
+        "other tokens within ε.",
     )
 
 
@@ -200,14 +234,15 @@ def _token(row: Row) -> Token:
         told.append(f"nearest rival {row['rival_text']!r} at {row['rival_distance']:.2g}")
     if row["right"] is False:
         told.append("not the prompt's token")
-    mark = "right" if row["status"] == "verified" and row["right"] is not False else "wrong"
+    verified = "right" if row["status"] == "verified" else None
+    mark = "wrong" if row["right"] is False else verified
     return Token(str(row["text"]), mark=mark, title="; ".join(told))  # type: ignore[arg-type]
 
 
 def _all_prompts(result: Result, page: Page, rows: Sequence[Row]) -> None:
     columns = {
         "tokens": "tokens",
-        "exact": "exact",
+        "exact": "whole",
         "token_accuracy": "tokens right",
         "verified": "verified",
         "tied": "tied",
@@ -231,6 +266,6 @@ def _all_prompts(result: Result, page: Page, rows: Sequence[Row]) -> None:
             ]
             for row in rows
         ],
-        caption="All prompts",
+        caption="Every prompt: what came back, and what it cost",
         collapsed=True,
     )

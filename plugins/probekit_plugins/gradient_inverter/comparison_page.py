@@ -20,11 +20,11 @@ UPRIGHT = 8
 KINDS = {"page/": "the page's settings", "": "these settings", "rescored_": "these, re-scored"}
 # Figure → its column.
 FIGURES = {
-    "token_accuracy_selected": "selected",
-    "token_accuracy_mean": "mean",
-    "token_accuracy_min": "least",
-    "token_accuracy_max": "most",
-    "exact_rate": "exact",
+    "token_accuracy_selected": "selected restart",
+    "token_accuracy_mean": "mean of all",
+    "token_accuracy_min": "worst",
+    "token_accuracy_max": "best",
+    "exact_rate": "whole prompt",
 }
 
 
@@ -34,9 +34,10 @@ def draw_comparison(result: Result, page: Page, sites: Sequence[str], options: G
         return
     page.heading("Beside the source page's own settings")
     page.prose(
-        f"The same targets, {options.steps} steps and {options.restarts} restarts, at the page's own settings: "
-        "gradient descent of the L1 distance from N(½, 1/20), at a rate that falls linearly from 0.2, decoded by the "
-        "pseudo-inverse."
+        'The method is that of the page "Sentence Representation with Language Models". Here the same activations are '
+        f"inverted at its own settings too, in as many steps ({options.steps}) and restarts ({options.restarts}): "
+        "gradient descent of the L1 distance from normal noise (mean 0.5, σ = 0.05), at a learning rate that falls "
+        "linearly from 0.2, decoded by the pseudo-inverse."
     )
     rows = [
         [site, name, *(result.metrics.get(f"{site}/{kind}{figure}") for figure in FIGURES)]
@@ -47,7 +48,7 @@ def draw_comparison(result: Result, page: Page, sites: Sequence[str], options: G
     page.table(
         ["site", "settings", *FIGURES.values()],
         rows,
-        caption="Token accuracy over restarts and prompts: the selected restart, then all of them; share of exact ones",
+        caption="Token accuracy at both settings: the share of the prompt's tokens that came back (1 is all)",
         in_summary=True,
     )
     if len(sites) > 1:
@@ -93,7 +94,7 @@ def _by_site(result: Result, page: Page, sites: Sequence[str]) -> None:
                 {"mark": "rule", "encoding": {"y": {"field": "least", **y}, "y2": {"field": "most"}}},
             ],
         },
-        caption="Token accuracy by site: the mean over restarts and prompts, from the least to the most",
+        caption="Token accuracy by site: mean over restarts and prompts; a thin line from the worst to the best",
     )
 
 
@@ -116,5 +117,5 @@ def _over_steps(result: Result, page: Page, site: str) -> None:
         series,
         x="step",
         y="token accuracy",
-        caption=f"Token accuracy over steps at {site}: the mean over restarts and prompts, from the least to the most",
+        caption=f"Token accuracy over steps at {site}: mean over restarts and prompts, from the worst to the best",
     )

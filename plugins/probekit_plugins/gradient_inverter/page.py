@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from statistics import mean
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from probekit import Token, TokenRow, TokenSequence
-from probekit_plugins.gradient_inverter.comparison_page import draw_comparison
+from probekit_plugins.gradient_inverter.comparison_page import SITES, draw_comparison
+from probekit_plugins.gradient_inverter.details import draw_details
+from probekit_plugins.gradient_inverter.method import method
 from probekit_plugins.thinning import thinned
 
 if TYPE_CHECKING:
@@ -16,85 +19,114 @@ if TYPE_CHECKING:
 
 # What the marks of tokens mean.
 MARKS = {"right": "the prompt's own token", "wrong": "another token"}
-# Columns of the candidates by rank.
-RANKS = {
-    "right": "right",
-    "cosine": "cosine to the prompt's token",
-    "percentile": "its percentile",
-    "cosine_when_wrong": "cosine of wrong ones",
-    "percentile_when_wrong": "their percentile",
-    "seen": "in the text at all",
-    "log10_frequency": "log₁₀ per million",
-}
 
 
 def draw(result: Result, page: Page, options: GradientInverterOptions) -> None:
     prompts = result.sequences["prompt"]
     sites = list(dict.fromkeys(str(sequence.labels["site"]) for sequence in prompts))
-    head = {
-        "none": "",
-        "model": " followed by the model's head",
-        "without-norm": " followed by the head without its norm",
-    }
-    sigma = f"{result.metrics['start_sigma']:.3g}"
-    start = f"Each restart starts from N({options.start_mean:g}, {sigma}) and"
-    if options.start == "regression":
-        start = (
-            "The first restart starts from E[e | a], the embeddings that a regression, learnt on the model's own "
-            f"outputs, expects at each activation, the others from N(E[e | a], {sigma}); each"
-        )
-    rescored = (
-        " Then the best candidates of each position, from the left, are told apart by what the layer makes of the "
-        f"tokens themselves (re-scoring of {options.rescore})."
-        if options.rescore
-        else ""
-    )
-    page.prose(
-        f"O is the model up to the site{head[options.head]}, t its activation for the prompt. {start} descends "
-        f"‖O(e) − t‖ ({options.loss}) by {options.optimizer} for {options.steps} steps, at the learning rate "
-        f"{result.metrics['learning_rate']:.3g} ({options.schedule}). The embeddings that it ends with are decoded to "
-        f"tokens ({options.decoder}).{rescored}\n\n"
-        "The loss is given relative to m, the loss of the prompt's own embeddings shifted by "
-        f"N(0, {options.shift_sigma[0]:g}): below 1, the descent came closer than that shift. The discrete loss is "
-        "measured again with the decoded tokens in place of the embeddings: 0 means that they reproduce the activation."
-    )
-    _overview(result, page, sites)
+    page.prose(method(result, sites, options))
+    _overview(result, page, sites, options)
     draw_comparison(result, page, sites, options)
+    many = len(prompts) > 1
+    if many:  # else the one inversion has both by restart
+        _over_steps(result, page, sites, options)
     for sequence in prompts:
-        _one_inversion(result, page, sequence, many=len(prompts) > 1)
+        _one_inversion(result, page, sequence, many)
 
 
-def _overview(result: Result, page: Page, sites: Sequence[str]) -> None:
+def _overview(result: Result, page: Page, sites: Sequence[str], options: GradientInverterOptions) -> None:
     figures = {
-        "selected": "token_accuracy_selected",
-        "mean": "token_accuracy_mean",
-        "least": "token_accuracy_min",
-        "most": "token_accuracy_max",
-        "top-k": "top_k_accuracy_mean",
-        "exact": "exact_rate",
+        "selected restart": "token_accuracy_selected",
+        "mean of all": "token_accuracy_mean",
+        "worst": "token_accuracy_min",
+        "best": "token_accuracy_max",
+        f"in the top {options.top_k}": "top_k_accuracy_mean",
+        "whole prompt": "exact_rate",
         "re-scored": "rescored_token_accuracy_mean",
-        "re-scored, exact": "rescored_exact_rate",
+        "re-scored, whole": "rescored_exact_rate",
         "loss / m": "loss_ratio_median",
     }
     figures = {name: figure for name, figure in figures.items() if f"{sites[0]}/{figure}" in result.metrics}
     page.table(
         ["site", *figures],
         [[site, *(result.metrics[f"{site}/{figure}"] for figure in figures.values())] for site in sites],
-        caption="Token accuracy over restarts and prompts: the selected restart, then all of them; median loss / m",
+        caption="Token accuracy: the share of the prompt's tokens that came back, in their places (1 is all)",
+        in_summary=not options.compare_page,  # else the table of both settings is
+        targets=[_first_heading(result, site) for site in sites] if len(sites) > 1 else None,
+        remark="Whole prompt: the share of restarts that recover all of it. Loss / m: the median.",
     )
     if len(sites) > 1:
-        for number in dict.fromkeys(sequence.labels["prompt"] for sequence in result.sequences["prompt"]):
-            tokens = next(s.tokens for s in result.sequences["prompt"] if s.labels["prompt"] == number)
+        _where(result, page, sites)
+
+
+def _where(result: Result, page: Page, sites: Sequence[str]) -> None:
+    """Which tokens of each prompt come back from which site; in words where that is all of them, or none."""
+    prompts = {int(s.labels["prompt"] or 0): s.tokens for s in result.sequences["prompt"]}
+    shares = {number: [result.tensors[f"{number}/{site}/right"].tolist() for site in sites] for number in prompts}
+    found = {number: {share for row in rows for share in row} for number, rows in shares.items()}
+    for share, what in ((1.0, "Every restart recovers every token"), (0.0, "No restart recovers any token")):
+        alike = [number for number in prompts if found[number] == {share}]
+        if alike:
+            which = "all prompts" if len(alike) == len(prompts) else f"prompt {', '.join(str(n + 1) for n in alike)}"
+            page.prose(f"{what} of {'the prompt' if len(prompts) == 1 else which}, at each of the {len(sites)} sites.")
+    for number, tokens in prompts.items():
+        if found[number] not in ({0.0}, {1.0}):
             page.heatmap(
-                [result.tensors[f"{number}/{site}/right"].tolist() for site in sites],
+                shares[number],
                 x_labels=tokens,
                 y_labels=sites,
                 x="token of the prompt",
                 y="site",
                 value="share of restarts that recover it",
-                caption=f"Where prompt {number + 1} survives" if isinstance(number, int) else "",
+                caption=f"Which tokens of prompt {number + 1} come back, by site",
                 domain=(0.0, 1.0),
             )
+
+
+def _heading(result: Result, prompt: TokenSequence) -> str:
+    """The site of an inversion, and the prompt where there are several."""
+    several = len({sequence.labels["prompt"] for sequence in result.sequences["prompt"]}) > 1
+    return f"{prompt.labels['site']}" + (f", prompt {int(prompt.labels['prompt'] or 0) + 1}" if several else "")
+
+
+def _first_heading(result: Result, site: str) -> str:
+    """A link to the first inversion of a site."""
+    return "#" + _heading(result, next(s for s in result.sequences["prompt"] if s.labels["site"] == site))
+
+
+def _over_steps(result: Result, page: Page, sites: Sequence[str], options: GradientInverterOptions) -> None:
+    """Loss and accuracy over steps by site, over the restarts of all prompts."""
+    losses: dict[str, list[tuple[float, float, float, float]]] = {}
+    accuracy: dict[str, list[tuple[float, float, float, float]]] = {}
+    chosen = [sites[index] for index in thinned(len(sites), SITES)]
+    for site in chosen:
+        numbers = [
+            sequence.labels["prompt"] for sequence in result.sequences["prompt"] if sequence.labels["site"] == site
+        ]
+        ratios = [_ratios(result, f"{number}/{site}", _m(result, number, site)) for number in numbers]
+        losses[site] = [
+            _spread(step, [value for ratio in ratios for value in ratio[step]]) for step in thinned(len(ratios[0]))
+        ]
+        recorded = [result.tensors[f"{number}/{site}/recorded_accuracy"].tolist() for number in numbers]
+        steps = result.tensors[f"{numbers[0]}/{site}/recorded_steps"].tolist()
+        accuracy[site] = [
+            _spread(step, [value for of_prompt in recorded for value in of_prompt[index]])
+            for index, step in enumerate(steps)
+        ]
+    over = "median over prompts and restarts, from the least to the greatest"
+    if len(chosen) < len(sites):
+        over += f"; {len(chosen)} of {len(sites)} sites"
+    if not options.compare_page:  # else that is shown beside the page's settings
+        page.band(
+            accuracy, x="step", y="token accuracy", caption=f"When the tokens come back: accuracy over steps ({over})"
+        )
+    page.band(
+        losses,
+        x="step",
+        y="loss / m",
+        caption=f"How near the descent comes: loss over steps ({over}); 1 is the noisy prompt's",
+        log_y=_is_positive(losses),
+    )
 
 
 def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool) -> None:
@@ -102,11 +134,12 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
     prefix = f"{number}/{site}"
     rows = [row for row in result.tables["restarts"] if row["prompt"] == number and row["site"] == site]
     selected = next(row for row in rows if row["selected"])
-    page.heading(f"{site}, prompt {int(number or 0) + 1}" if many else site)
+    page.heading(_heading(result, prompt))
     found = list(_of(result, "recovered", prompt))
+    own = TokenRow("prompt", [Token(text) for text in prompt.tokens])
     page.tokens(
         [
-            TokenRow("prompt", [Token(text) for text in prompt.tokens]),
+            own,
             *(
                 TokenRow(
                     f"restart {row['restart']}",
@@ -120,14 +153,12 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
             ),
             *(
                 TokenRow(
-                    f"restart {sequence.labels['restart']}, re-scored",
-                    _marked(sequence, prompt),
-                    note=_note(row, "rescored_"),
+                    f"restart {row['restart']}, re-scored", _marked(sequence, prompt), note=_note(row, "rescored_")
                 )
                 for row, sequence in zip(rows, _of(result, "rescored", prompt), strict=False)
             ),
         ],
-        caption="Recovered tokens by restart",
+        caption=f"What each restart recovers; restart {selected['restart']} is the selected one",
         marks=MARKS,
     )
     page.trajectory(
@@ -137,131 +168,90 @@ def _one_inversion(result: Result, page: Page, prompt: TokenSequence, many: bool
                 for sequence in _of(result, "trajectory", prompt)
             ]
         },
-        reference=TokenRow("prompt", [Token(text) for text in prompt.tokens]),
-        caption="Tokens over steps of the selected restart",
+        reference=own,
+        caption="How the selected restart came there: tokens over steps",
         marks=MARKS,
         collapsed=many,
     )
-    shifted = float(selected["shifted_loss"] or 0) or 1.0
-    losses = result.tensors[f"{prefix}/losses"] / shifted
-    steps = thinned(len(losses))
-    page.lines(
-        {
-            f"restart {index}": [(step, float(losses[step, index])) for step in steps]
-            for index in range(losses.shape[1])
-        },
-        x="step",
-        y="loss / m",
-        caption="Loss over steps, relative to the shifted prompt's",
-        log_y=bool((losses > 0).all()),
-    )
-    accuracy = result.tensors[f"{prefix}/recorded_accuracy"]
-    recorded = result.tensors[f"{prefix}/recorded_steps"].tolist()
-    page.lines(
-        {
-            f"restart {index}": [(step, float(value)) for step, value in zip(recorded, accuracy[:, index], strict=True)]
-            for index in range(accuracy.shape[1])
-        },
-        x="step",
-        y="token accuracy",
-        caption="Token accuracy over steps",
-    )
+    if not many:
+        _descent(result, page, prefix, selected)
     page.tokens(
         [
-            TokenRow(f"top {int(sequence.labels['rank'] or 0) + 1}", _marked(sequence, prompt))
+            TokenRow(
+                f"top {int(sequence.labels['rank'] or 0) + 1}",
+                # Of the candidates of a position at most one can be right: the others are no failures.
+                [
+                    replace(token, mark="right" if token.mark == "right" else None)
+                    for token in _marked(sequence, prompt)
+                ],
+            )
             for sequence in found
             if sequence.labels["restart"] == selected["restart"]
         ],
-        caption=f"Candidates for each position, best first, restart {selected['restart']}",
+        caption=f"The best candidates at each position, restart {selected['restart']}",
+        marks={"right": MARKS["right"]},
         collapsed=many,
     )
-    _ranks(result, page, prompt, collapsed=many)
-    _table(
-        page,
-        rows,
-        {
-            "restart": "restart",
-            "selected": "selected",
-            "loss": "loss",
-            "loss_ratio": "loss / m",
-            "token_accuracy": "token accuracy",
-            "top_k_accuracy": "top-k accuracy",
-            "exact": "exact",
-            "steps_to_closer": "closer than m at step",
-            "steps_to_exact": "exact at step",
-            "discrete_loss": "discrete loss",
-            "rescored_token_accuracy": "re-scored: token accuracy",
-            "rescored_exact": "exact",
-            "rescored_discrete_loss": "discrete loss of these",
-            "distance_l1": "‖e_N − e*‖₁",
-            "distance_l2": "‖e_N − e*‖₂",
-            "next_token_of_embeddings": "e_N keeps the next token",
-            "next_token_of_tokens": "its tokens keep it",
-            "next_token_of_text": "its text, tokenised again, keeps it",
-            "truncated_next_token_of_embeddings": "e_N keeps O's own next token",
-            "truncated_next_token_of_tokens": "its tokens keep that",
-            "text": "text",
-            "rescored_text": "re-scored text",
-        },
-        caption="All restarts",
-        collapsed=many,
+    draw_details(result, page, prompt, rows)
+
+
+def _descent(result: Result, page: Page, prefix: str, selected: Mapping[str, Any]) -> None:
+    """Accuracy and loss over steps: the selected restart's, and all of them as a band."""
+    accuracy = result.tensors[f"{prefix}/recorded_accuracy"].tolist()
+    recorded = result.tensors[f"{prefix}/recorded_steps"].tolist()
+    page.band(
+        _with_all(dict(zip(recorded, accuracy, strict=True)), selected),
+        x="step",
+        y="token accuracy",
+        caption="When the tokens come back: accuracy over steps" + _all_restarts(accuracy[0]),
     )
-    _table(
-        page,
-        [row for row in result.tables["shifts"] if row["prompt"] == number and row["site"] == site],
-        {
-            "sigma": "σ",
-            "m_median": "m, median",
-            "m_min": "least",
-            "m_max": "greatest",
-            "closer_restarts": "restarts closer than m",
-            "next_token_kept": "e′ keeps the next token",
-            "truncated_next_token_kept": "e′ keeps O's own next token",
-        },
-        caption="The prompt's own embeddings shifted by N(0, σ): how far that moves the activation",
-        collapsed=many,
+    ratios = _ratios(result, prefix, float(selected["shifted_loss"] or 0))
+    lines = _with_all({step: ratios[step] for step in thinned(len(ratios))}, selected)
+    if selected["loss_ratio"] is not None:
+        lines["m, the noisy prompt's loss"] = [(step, 1.0, 1.0, 1.0) for step in (0, len(ratios) - 1)]
+    page.band(
+        lines,
+        x="step",
+        y="loss / m",
+        caption="How near the descent comes: loss over steps" + _all_restarts(ratios[0]),
+        log_y=_is_positive(lines),
     )
 
 
-def _ranks(result: Result, page: Page, prompt: TokenSequence, collapsed: bool) -> None:
-    """The candidates of each rank, over restarts, beside random tokens and the prompt's own."""
-    number, site = prompt.labels["prompt"], prompt.labels["site"]
-    found = [row for row in result.tables.get("ranks", []) if row["prompt"] == number and row["site"] == site]
-    rows: list[dict[str, Any]] = []
-    for rank in dict.fromkeys(row["rank"] for row in found):
-        of_rank = [row for row in found if row["rank"] == rank]
-        rows.append({"label": f"top {int(rank or 0) + 1}", **{name: _known_mean(of_rank, name) for name in RANKS}})
-    if not rows:
-        return
-    for label, kind, known in (("random tokens", "random", {"percentile": 0.5}), ("the prompts' own", "prompt", {})):
-        figures = {name: result.metrics.get(f"{site}/{kind}_{name}") for name in ("seen", "log10_frequency")}
-        if known or figures["seen"] is not None:
-            rows.append({"label": label, **known, **figures})
-    _table(
-        page,
-        rows,
-        {"label": "candidates", **RANKS},
-        caption="Candidates by rank, over restarts: how near they are to the prompt's tokens, and how frequent",
-        collapsed=collapsed,
-    )
+def _m(result: Result, number: object, site: str) -> float:
+    """The median loss of a prompt's own embeddings with noise added."""
+    rows = result.tables["restarts"]
+    return float(next(row["shifted_loss"] or 0 for row in rows if row["prompt"] == number and row["site"] == site))
 
 
-def _known_mean(rows: Sequence[dict[str, Any]], column: str) -> float | None:
-    """The mean of the figures that there are, or None."""
-    known = [row[column] for row in rows if row[column] is not None]
-    return mean(known) if known else None
+def _ratios(result: Result, prefix: str, m: float) -> list[list[float]]:
+    """The losses as parts of m, by step and restart; as they are where m is 0."""
+    ratios: list[list[float]] = (result.tensors[f"{prefix}/losses"] / (m or 1.0)).tolist()
+    return ratios
 
 
-def _table(page: Page, rows: Sequence[dict[str, Any]], columns: dict[str, str], caption: str, collapsed: bool) -> None:
-    """A table of some columns under readable names; a column without a figure in any row is left out."""
-    # A run that was saved before there was a column does not have it.
-    shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
-    page.table(
-        [columns[column] for column in shown],
-        [[row.get(column) for column in shown] for row in rows],
-        caption=caption,
-        collapsed=collapsed,
-    )
+def _spread(step: float, values: Sequence[float]) -> tuple[float, float, float, float]:
+    return step, median(values), min(values), max(values)
+
+
+def _with_all(
+    by_step: Mapping[int, Sequence[float]], selected: Mapping[str, Any]
+) -> dict[str, list[tuple[float, float, float, float]]]:
+    """The selected restart's line and, where there are several, a band over all: step → a value for each restart."""
+    one = int(selected["restart"])
+    lines = {f"restart {one}, selected": [(step, *[values[one]] * 3) for step, values in by_step.items()]}
+    count = len(next(iter(by_step.values())))
+    if count > 1:
+        lines[f"all {count} restarts"] = [_spread(step, values) for step, values in by_step.items()]
+    return lines  # type: ignore[return-value]
+
+
+def _all_restarts(values: Sequence[float]) -> str:
+    return "" if len(values) == 1 else " (all restarts: median, from the least to the greatest)"
+
+
+def _is_positive(lines: Mapping[str, Sequence[Sequence[float]]]) -> bool:
+    return all(figure > 0 for points in lines.values() for _, *figures in points for figure in figures)
 
 
 def _of(result: Result, name: str, prompt: TokenSequence) -> Iterator[TokenSequence]:
@@ -278,10 +268,10 @@ def _marked(sequence: TokenSequence, prompt: TokenSequence) -> list[Token]:
     ]
 
 
-def _note(row: dict[str, Any], kind: str = "") -> str:
+def _note(row: Mapping[str, Any], kind: str = "") -> str:
     ratio = "" if kind or row["loss_ratio"] is None else f", loss / m {row['loss_ratio']:.3g}"
-    # The tokens that a run ends with are those that the selected restart is chosen by.
-    is_last = kind or row.get("rescored_discrete_loss") is None
-    return f"{row[f'{kind}token_accuracy']:.0%}{ratio}, discrete loss {row[f'{kind}discrete_loss']:.3g}" + (
-        ", selected" if row["selected"] and is_last else ""
+    # Re-scored tokens, where there are any, are what the selected restart is chosen by.
+    last = kind or row.get("rescored_discrete_loss") is None
+    return f"{row[f'{kind}token_accuracy']:.0%} right{ratio}, discrete loss {row[f'{kind}discrete_loss']:.3g}" + (
+        ", selected" if row["selected"] and last else ""
     )

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from probekit_plugins.gradient_inverter import GradientInverterOptions
 
 
+# Of more sites, the finding tells the ends and the worst.
+SITES_TOLD = 4
+
+
 def summarise(result: Result, sites: Sequence[str], options: GradientInverterOptions) -> None:
     """Metrics by site over prompts and restarts, the finding, and what a reader has to know beside it."""
     rescored, page = bool(options.rescore), options.compare_page
@@ -26,10 +30,7 @@ def summarise(result: Result, sites: Sequence[str], options: GradientInverterOpt
         if page:
             result.metrics |= over_rows(result, "page_restarts", site, f"{site}/page/")
 
-    result.finding = (
-        f"Tokens recovered by the best of {options.restarts} restarts after {options.steps} steps, chosen by how well "
-        f"its tokens reproduce the activation: {', '.join(_in_words(result.metrics, site, options) for site in sites)}."
-    )
+    result.finding = _finding(result, sites, options)
     if options.target_share:
         result.notes.append(
             f"The starts hold {options.target_share:g} times the prompt's own embeddings, so the accuracy is not that "
@@ -63,16 +64,60 @@ def _accuracies(rows: Sequence[dict[str, Any]], column: str) -> dict[str, float 
     }
 
 
-def _in_words(metrics: dict[str, Any], site: str, options: GradientInverterOptions) -> str:
-    """The selected restart's accuracy, that of all restarts, and what it is compared with."""
+def _finding(result: Result, sites: Sequence[str], options: GradientInverterOptions) -> str:
+    """One sentence: the selected restart's accuracy, that of all restarts, and what it is compared with."""
     kind = "rescored_" if options.rescore else ""
-    beside = [f"all restarts {metrics[f'{site}/{kind}token_accuracy_mean']:.0%}"]
+    count = len({row["prompt"] for row in result.tables["restarts"]})
+    tokens = "the prompt's tokens" if count == 1 else f"the {count} prompts' tokens"
+    found = f"Gradient descent recovers {_from_sites(result, sites, f'{kind}token_accuracy_selected', tokens)}"
+    if options.restarts > 1:
+        every = _over_sites(result, sites, f"{kind}token_accuracy_mean")
+        found += (
+            f", in the best of {options.restarts} restarts, chosen without knowing the prompt; the mean of all "
+            f"restarts is {every}"
+        )
     if options.rescore:
-        beside.append(f"{metrics[f'{site}/token_accuracy_mean']:.0%} before re-scoring")
+        found += f", before re-scoring {_over_sites(result, sites, 'token_accuracy_mean')}"
     if options.compare_page:
-        found = metrics[f"{site}/page/token_accuracy_mean"]
-        beside.append(f"{'nothing' if found is None else f'{found:.0%}'} at the page's own settings")
-    return f"{site} {metrics[f'{site}/{kind}token_accuracy_selected']:.0%} ({', '.join(beside)})"
+        found += f", at the source page's settings {_over_sites(result, sites, 'page/token_accuracy_mean')}"
+    return f"{found}."
+
+
+def _from_sites(result: Result, sites: Sequence[str], figure: str, tokens: str) -> str:
+    """`100% of the prompt's tokens from block.0 and 96% from block.5`."""
+    shares = {site: float(result.metrics[f"{site}/{figure}"] or 0) for site in sites}
+    percent = {site: _percent(share) for site, share in shares.items()}
+    first, last = sites[0], sites[-1]
+    if len(sites) > 1 and len(set(percent.values())) == 1:
+        return f"{percent[first]} of {tokens} from each of {len(sites)} sites ({first} to {last})"
+    told, of_many = list(sites), ""
+    if len(sites) > SITES_TOLD:
+        worst = min(shares, key=lambda site: shares[site])
+        told = [site for site in sites if site in (first, worst, last)]
+        of_many = f" (of {len(sites)} sites the first, the worst and the last)"
+    others = [f"{percent[site]} from {site}" for site in told[1:]]
+    listed = "".join(f", {other}" for other in others[:-1]) + (f" and {others[-1]}" if others else "")
+    return f"{percent[first]} of {tokens} from {first}{listed}{of_many}"
+
+
+def _over_sites(result: Result, sites: Sequence[str], figure: str) -> str:
+    """`100%` where it is that everywhere, `100%/96%` at a few sites, `70% to 100%` at many."""
+    shares = [result.metrics[f"{site}/{figure}"] for site in sites]
+    listed = [_percent(share) for share in shares]
+    if len(set(listed)) == 1:
+        return listed[0]
+    if len(sites) <= SITES_TOLD:
+        return "/".join(listed)
+    known = [float(share) for share in shares if share is not None]
+    return f"{_percent(min(known))} to {_percent(max(known))}"
+
+
+def _percent(share: Any) -> str:
+    """In per cent; 100% only of all, 0% only of none. What is not known is not finite: no descent came to an end."""
+    if share is None:
+        return "nothing finite"
+    rounded = f"{share:.0%}"
+    return {"100%": ">99%", "0%": "<1%"}.get(rounded, rounded) if 0 < share < 1 else rounded
 
 
 def _known(rows: Sequence[dict[str, Any]], column: str) -> list[float]:

@@ -19,10 +19,12 @@ def draw(result: Result, page: Page, options: NullSpaceWalkOptions) -> None:
         else "without a correction"
     )
     span = "direction" if options.directions == 1 else f"{options.directions} directions"
+    control = " 'random' is the control: random directions of the same length." if options.control else ""
     draw_walk(
         result,
         page,
         options,
         f"Each step goes η = {options.step_size:g} for each position along the {span} of the smallest singular value "
-        f"of the Jacobian J = ∂O/∂e, found by {options.iterations} products with J and its transpose, {corrected}.",
+        f"of the Jacobian J = ∂O/∂e, found by {options.iterations} products with J and its transpose, {corrected}."
+        f"{control}",
     )

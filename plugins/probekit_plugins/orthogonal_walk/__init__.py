@@ -54,14 +54,16 @@ class OrthogonalWalk(probekit.Analysis[OrthogonalWalkOptions]):
     def report(self, result: Result, page: Page) -> None:
         from probekit_plugins.walks.page import draw
 
+        control = " 'random' is the control: random directions of the same length." if self.options.control else ""
         draw(
             result,
             page,
             self.options,
             f"Each step goes η = {self.options.step_size:g} along a unit vector v that is orthogonal to every row of "
             "g = ∇ΣO, the gradient of the summed activation. That keeps the sum as it is to first order, and only the "
-            "sum: the activation has as many other entries to change.",
+            f"sum: the activation has as many other entries to change.{control}",
             lambda: _draw_gradients(result, page),
+            orthogonal=True,
         )
 
 

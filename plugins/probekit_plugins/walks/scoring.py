@@ -8,15 +8,22 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from probekit import Result, TokenSequence, UsageError
-from probekit_plugins.batches import Batches, notes_on_rows
+from probekit_plugins.batches import Batches, notes_on_rows, without_padding
 from probekit_plugins.walks.journey import Journey, Track, journey
-from probekit_plugins.walks.walkers import Walkers
+from probekit_plugins.walks.page import share_of
+from probekit_plugins.walks.walkers import Walkers, norms
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
     from probekit_plugins.walks.options import WalkOptions
 
 Scalar = str | int | float | bool | None
+FIGURES = (
+    *("r_l1", "r_l2", "r_over_noise_l1", "r_over_noise_l2", "input_l2", "output_l2"),
+    *("input_share", "output_share", "changed_share"),
+)
+# A finding names the figure of each walk at each site up to so many of them, else the least and the greatest.
+MOST_NAMED = 6
 
 
 def walk(
@@ -34,10 +41,11 @@ def walk(
     if options.top_k > subject.vocabulary:
         raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {subject.vocabulary} tokens.")
     batches = Batches(context, options)
-    result = Result(tables={"walkers": []}, sequences={"prompt": [], "walk": []})
+    result = Result(tables={"prompts": [], "walkers": []}, sequences={"prompt": [], "walk": []})
     for site in sites:
         walkers = Walkers(subject, prompts, site, options.walkers, context, batches)
         subject.decode(walkers.embeddings[:1, :1], 1, options.decoder)  # before the walk, if it cannot
+        result.tables["prompts"] += _scales(walkers, prompts, options)
         for track in tracks(walkers):
             found = journey(walkers, track, options, context, batches)
             for number, prompt in enumerate(prompts):
@@ -54,6 +62,24 @@ def walk(
         )
     result.notes += notes_on_rows(subject) + batches.notes()
     return result
+
+
+def _scales(walkers: Walkers, prompts: Sequence[Prompt], options: WalkOptions) -> list[dict[str, Scalar]]:
+    """How long a prompt's embeddings and its activation are, `‖e*‖` and `‖t‖` in L2: what d_i and d_o are small or
+    large against.
+    """
+    lengths = {
+        "embeddings_l2": norms(walkers.embeddings * walkers.mask, 2),
+        "activation_l2": norms(without_padding(walkers.target, walkers.mask), 2),
+    }
+    return [
+        {
+            "prompt": number,
+            "site": walkers.site,
+            **{name: float(values[number * options.walkers]) for name, values in lengths.items()},
+        }
+        for number in range(len(prompts))
+    ]
 
 
 def _store(
@@ -101,6 +127,7 @@ def _store(
                 "control": track.control,
                 "walker": walker,
                 **row,
+                **_shares(result, number, site, row),
                 **_ratios(result, prefix, row, walker),
                 "orthogonality": float(angles.max()),
                 "product": float(result.tensors[f"{prefix}/product"][:, walker].max()),
@@ -113,6 +140,13 @@ def _store(
 
 def _end(result: Result, name: str, walker: int) -> float:
     return float(result.tensors[name][-1, walker])
+
+
+def _shares(result: Result, number: int, site: str, row: dict[str, float]) -> dict[str, Scalar]:
+    """`d_i / ‖e*‖` and `d_o / ‖t‖` at the end, in L2."""
+    [scale] = [each for each in result.tables["prompts"] if each["prompt"] == number and each["site"] == site]
+    lengths = {"input": float(scale["embeddings_l2"] or 0), "output": float(scale["activation_l2"] or 0)}
+    return {f"{of}_share": row[f"{of}_l2"] / length if length else None for of, length in lengths.items()}
 
 
 def _ratios(result: Result, prefix: str, row: dict[str, float], walker: int) -> dict[str, Scalar]:
@@ -128,23 +162,67 @@ def _ratios(result: Result, prefix: str, row: dict[str, float], walker: int) -> 
 def _summarise(result: Result) -> None:
     """Metrics by site and track over prompts and walkers, and the finding."""
     rows = result.tables["walkers"]
-    shown = []
+    shown: dict[str, list[str]] = {}
     for site, track in dict.fromkeys((str(row["site"]), str(row["track"])) for row in rows):
         chosen = [row for row in rows if row["site"] == site and row["track"] == track]
         key = f"{site}/{track}"
-        for name in ("r_l1", "r_l2", "r_over_noise_l1", "r_over_noise_l2", "input_l2", "output_l2", "changed_share"):
+        for name in FIGURES:
             values = [float(value) for row in chosen if (value := row[name]) is not None]
             for figure, of in (("median", median), ("min", min), ("max", max)):
                 result.metrics[f"{key}/{name}_{figure}"] = of(values) if values else None
         result.metrics[f"{key}/orthogonality_max"] = max(float(row["orthogonality"] or 0) for row in chosen)
         if not chosen[0]["control"]:
-            shown.append(f"at {site} ({track}) {_finding(result, key)}")
-    result.finding = f"At the end of the walk, r₂ = d_i / d_o is {'; '.join(shown)}."
+            shown.setdefault(site, []).append(track)
+    if sum(map(len, shown.values())) > MOST_NAMED:
+        result.finding = _extremes(result, shown)
+    else:
+        result.finding = " ".join(_finding(result, site, tracks) for site, tracks in shown.items())
 
 
-def _finding(result: Result, key: str) -> str:
-    r, noise = result.metrics[f"{key}/r_l2_median"], result.metrics[f"{key}/r_over_noise_l2_median"]
-    changed = float(result.metrics[f"{key}/changed_share_median"] or 0)
-    if r is None or noise is None:
-        return f"infinite, since the activation did not move, with {changed:.0%} of the tokens changed"
-    return f"{float(r):.3g}, {float(noise):.3g} times that of noise, with {changed:.0%} of the tokens changed"
+def _finding(result: Result, site: str, tracks: Sequence[str]) -> str:
+    """What came of the walks at one site: how far they went, how much less the activation notices than of noise, and
+    whether tokens changed; medians over prompts and walkers.
+    """
+    keys = [f"{site}/{track}" for track in tracks]
+    named = [f" ({track})" if len(tracks) > 1 else "" for track in tracks]
+    steps = int(result.tensors[f"0/{keys[0]}/steps"][-1])
+    shares = [float(share) for key in keys if (share := result.metrics[f"{key}/input_share_median"]) is not None]
+    far = f"{share_of(min(shares), max(shares))} their norm " if shares else ""
+    noise = _listed([f"{_times(result, key)}{name}" for key, name in zip(keys, named, strict=True)])
+    if all(result.metrics[f"{key}/changed_share_max"] == 0 for key in keys):
+        tokens = "No token changes."
+    else:
+        parts = [float(result.metrics[f"{key}/changed_share_median"] or 0) for key in keys]
+        changed = _listed([f"{part:.0%}{name}" for part, name in zip(parts, named, strict=True)])
+        tokens = f"{changed} of the tokens change."
+    return (
+        f"At {site}, {steps} steps take the embeddings {far}away from the prompt's; Gaussian noise of that length "
+        f"moves the activation {noise} as far as the walk does. {tokens}"
+    )
+
+
+def _extremes(result: Result, shown: dict[str, list[str]]) -> str:
+    """The finding of many walks: between which figures they lie."""
+    found = [
+        (float(value), f"{site}, {track}")
+        for site, tracks in shown.items()
+        for track in tracks
+        if (value := result.metrics[f"{site}/{track}/r_over_noise_l2_median"]) is not None
+    ]
+    count = sum(map(len, shown.values()))
+    if not found:
+        return f"In none of {count} walks did the activation move."
+    (low, where), (high, there) = min(found), max(found)
+    return (
+        f"Gaussian noise of a walk's length moves the activation between {low:.3g} times ({where}) and {high:.3g} "
+        f"times ({there}) as far as the walk does, over {count} walks at {len(shown)} sites."
+    )
+
+
+def _times(result: Result, key: str) -> str:
+    value = result.metrics[f"{key}/r_over_noise_l2_median"]
+    return "∞ times" if value is None else f"{float(value):.3g} times"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))

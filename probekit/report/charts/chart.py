@@ -44,6 +44,12 @@ class Data:
     headers: list[str]
     columns: list[list[Any]]
 
+    @classmethod
+    def of_table(cls, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Data":
+        """A table's rows as columns; names may repeat, and fields do not."""
+        columns = [[row[index] for row in rows] for index in range(len(names))]
+        return cls(numbered(list(names)), list(names), columns)
+
     def records(self) -> list[dict[str, Any]]:
         """One object for each row, as Vega-Lite takes them."""
         return [dict(zip(self.fields, row, strict=True)) for row in zip(*self.columns, strict=True)]
@@ -58,15 +64,32 @@ class Data:
         return text.getvalue()
 
     def thinned(self, stride: int) -> "Data":
-        """Of each series (the rows that have their first cell in common) every `stride`-th row, and the last."""
+        """About one of `stride` rows, with every peak: of each stretch of a series (the rows that have their first cell
+        in common) the rows with the least and the greatest figure, a gap if there is one, and the series' ends.
+        """
         if stride <= 1:
             return self
-        kept, place, names = [], 0, self.columns[0]
-        for row, name in enumerate(names):
-            place = place + 1 if row and names[row - 1] == name else 0
-            if place % stride == 0 or row + 1 == len(names) or names[row + 1] != name:
-                kept.append(row)
-        return Data(self.fields, self.headers, [[column[row] for row in kept] for column in self.columns])
+        names, kept, begin = self.columns[0], list[int](), 0
+        for end in range(1, len(names) + 1):
+            if end < len(names) and names[end] == names[begin]:
+                continue
+            for start in range(begin, end, 2 * stride):
+                kept += self._telling(range(start, min(start + 2 * stride, end)))
+            kept += [begin, end - 1]
+            begin = end
+        rows = sorted(set(kept))
+        return Data(self.fields, self.headers, [[column[row] for row in rows] for column in self.columns])
+
+    def _telling(self, stretch: range) -> list[int]:
+        """The rows of a stretch without which it would look different."""
+        figures = self.columns[2:]
+        whole = [row for row in stretch if all(column[row] is not None for column in figures)]
+        gaps = [row for row in stretch if row not in set(whole)] if len(whole) < len(stretch) else []
+        if not whole:
+            return gaps[:1]
+        least = min(whole, key=lambda row: min(column[row] for column in figures))
+        greatest = max(whole, key=lambda row: max(column[row] for column in figures))
+        return [least, greatest, *gaps[:1]]
 
     def embedded(self) -> dict[str, Any]:
         """The data as a page carries them: figures with `DIGITS` digits, and a column of texts as its distinct ones
@@ -99,7 +122,7 @@ class Chart:
     `spec` has legends, but no `data` where those stand in `data`; a spec of somebody else's carries its own, and
     `path` leads to its rows. `labels` are the fields of a tooltip in order, with the reader's words for them: given to
     Vega-Lite they would become part of an expression, so specs show the whole datum, and the page's script picks and
-    names. Of each series a page has every `stride`-th point, and the last.
+    names. A page has about one of `stride` points.
     """
 
     spec: dict[str, Any] | None

@@ -10,8 +10,9 @@ from probekit.report.figures import Cell, number
 def foreign_chart(block: dict[str, Any]) -> Chart:
     """The chart of a `chart` block."""
     spec: dict[str, Any] = _readable(block["spec"])
-    facets = {"row", "column", "facet"} & set(spec.get("encoding") or ())
-    if ("mark" in spec or "layer" in spec) and not facets:
+    encoding = spec.get("encoding")
+    faceted = isinstance(encoding, dict) and not encoding.keys().isdisjoint(("row", "column", "facet"))
+    if ("mark" in spec or "layer" in spec) and not faceted:
         # A single view can take the page's width; a composition or an author's own width is left as it is.
         spec.setdefault("width", "container")
         if spec["width"] == "container":
@@ -42,7 +43,7 @@ def _carried(spec: dict[str, Any]) -> tuple[list[str], Data | None]:
     datasets = spec.get("datasets")
     if records is None and isinstance(datasets, dict) and datasets:
         named = data.get("name") if isinstance(data, dict) else None
-        name = str(named if named in datasets else next(iter(datasets)))
+        name = named if isinstance(named, str) and named in datasets else next(iter(datasets))
         records, path = datasets[name], ["datasets", name]
     if not isinstance(records, list) or not records:
         return [], None

@@ -42,8 +42,8 @@ def series_chart(block: dict[str, Any]) -> Chart:
     remarks = _log_remarks(block["log_y"], heights)
     if stride > 1:
         remarks.append(
-            f"This page has every {_ordinal(stride)} point of each line, and the last, of {len(points):,} in all: "
-            "`probekit report RUN --figures DIR` draws and saves them all."
+            f"This page has one of {stride} points of each line, of {len(points):,} in all: of every stretch the "
+            "least, the greatest and a gap, and the ends."
         )
     several = len(names) > 1 or names[0] != y_title
     key = [KeyEntry(name, _colour(index, len(names)), index % len(_DASHES)) for index, name in enumerate(names)]
@@ -149,11 +149,6 @@ def _log_remarks(log_y: bool, heights: Sequence[float]) -> list[str]:
     if beyond == len(heights):
         return ["No figure is above zero, so the axis is linear and not logarithmic."]
     return [f"{beyond} of {len(heights)} figures are zero or below and have no place on a logarithmic axis."]
-
-
-def _ordinal(number: int) -> str:
-    endings = {1: "st", 2: "nd", 3: "rd"}
-    return f"{number}{'th' if number % 100 in (11, 12, 13) else endings.get(number % 10, 'th')}"
 
 
 def _colour(index: int, count: int) -> str:

@@ -47,18 +47,18 @@ def overlay_curves(blocks: Mapping[int, Block], labels: Sequence[str], page: Pag
     if sum(any(name not in shared for name in named) for named in curves.values()) > 1:
         same = [name for name in shared if _is_same(name, curves, labels)]
         own = {
-            label if name == label else f"{label}: {name}": curve
+            own_name(name, label): curve
             for side, label in enumerate(labels)
             for name, curve in curves.get(side, {}).items()
             if name not in shared
         }
         if len(own) + len(same) <= MOST_CHARTS:
-            every = {f"{name}, in every run": next(iter(curves.values()))[name] for name in same}
+            every = {in_every_run(name): next(iter(curves.values()))[name] for name in same}
             _draw(caption, {**own, **every}, blocks, page)
             shared = [name for name in shared if name not in same]
     for name in shared[:MOST_CHARTS]:
         having = {side: named[name] for side, named in curves.items() if name in named}
-        _chart(": ".join(filter(None, [caption, name])), having, blocks, labels, page)
+        _chart(_with_name(caption, name), having, blocks, labels, page)
     if len(shared) > MOST_CHARTS:
         page.note(
             f"'{caption}' has {len(shared)} series in common, of which the first {MOST_CHARTS} are drawn; "
@@ -92,6 +92,22 @@ def overlay_metrics(metrics: Sequence[Metric], labels: Sequence[str], page: Page
         page.lines(series, x=place, y=what, caption=f"{what[:1].upper()}{what[1:]} by {place}")
 
 
+def own_name(name: str, label: str) -> str:
+    """What a run's series is called beside other runs': `steps 50: loss`, or just the run's label if that says it."""
+    return label if name in ("", label) else f"{label}: {name}"
+
+
+def in_every_run(name: str) -> str:
+    """What a series is called that is the same in every run."""
+    return f"{name}, in every run"
+
+
+def _with_name(caption: str, name: str) -> str:
+    """`Loss: cosine`; before a remark in brackets, `Loss: cosine (by step)`."""
+    what, bracket, remark = caption.partition(" (")
+    return ": ".join(filter(None, [what, name])) + bracket + remark
+
+
 def _is_same(name: str, curves: Mapping[int, Mapping[str, Curve]], labels: Sequence[str]) -> bool:
     """Whether every side has this curve, and the same."""
     found = [named[name] for named in curves.values() if name in named]
@@ -102,7 +118,7 @@ def _curves(block: Block) -> dict[str, Curve]:
     """The series of a block by name, repetitions of the same together."""
     curves: dict[str, Curve] = {}
     for series in block["series"]:
-        name = REPETITION.sub("", series["name"]).strip()
+        name = REPETITION.sub("", series["name"]).strip(" ,;:")
         points = [_as_band(point) for point in series["points"] if point[0] is not None]
         curves.setdefault(name, Curve(name, [])).repetitions.append(points)
     return curves
@@ -123,10 +139,8 @@ def _chart(
     for side, label in enumerate(labels):
         if side not in curves:
             named[f"{label}: has no such curve"] = Curve("", [])
-        elif one_name or curves[side].name in ("", label):
-            named[label] = curves[side]
         else:
-            named[f"{label}: {curves[side].name}"] = curves[side]
+            named[label if one_name else own_name(curves[side].name, label)] = curves[side]
     _draw(caption, named, blocks, page)
 
 

@@ -85,8 +85,13 @@ def difference(reference: Scalar, value: Scalar) -> Difference | None:
     return Difference(absolute, relative if relative is not None and math.isfinite(relative) else None)
 
 
+def named(key: str) -> str:
+    """A setting's name as `-o` takes it: `gradient-inverter.steps`; another one's as it is, `model.dtype`."""
+    return key.removeprefix("options.")
+
+
 def shown(value: Any) -> str:
-    """A setting for a reader: text as it is, several prompts apart, everything else as JSON."""
+    """A setting for a reader: text as it is, several prompts apart, figures in a row, everything else as JSON."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -95,6 +100,8 @@ def shown(value: Any) -> str:
         return value
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return " ⏐ ".join(value) or "none"
+    if isinstance(value, list) and all(isinstance(part, int | float) for part in value):
+        return ", ".join(map(str, value))  # of one figure that is the figure: an option may be one or several
     return json.dumps(value, ensure_ascii=False)
 
 

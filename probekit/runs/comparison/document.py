@@ -7,12 +7,13 @@ from typing import Any
 
 from probekit.report import Document, Page
 from probekit.runs.comparison.curves import overlay_metrics
-from probekit.runs.comparison.differences import BySide, Metric, differing, metrics_of, settings, shown
+from probekit.runs.comparison.differences import BySide, Metric, differing, metrics_of, named, settings, shown
 from probekit.runs.comparison.overlay import common_prose, overlay
 from probekit.runs.comparison.sides import Side
 
 MISSING = "missing"
 MOST_NAMED = 3
+MOST_OPEN_METRICS = 12
 
 
 def draw(sides: Sequence[Side], analyses: Sequence[str], command: str) -> Document:
@@ -41,7 +42,7 @@ def draw(sides: Sequence[Side], analyses: Sequence[str], command: str) -> Docume
             ("Runs", str(len(sides))),
             ("Analyses" if len(analyses) > 1 else "Analysis", ", ".join(analyses)),
             *((names[key], shown(value)) for key, value in same.items() if value != []),
-            ("Differences are to", labels[0]),
+            ("Reference run", labels[0]),
         ],
         pages=pages,
         failures=[(f"{name}, {side.label}", text) for side in sides for name, text in side.failures.items()],
@@ -73,8 +74,9 @@ def _opening(sides: Sequence[Side], analyses: Sequence[str]) -> Page:
         caption="The runs",
     )
     if changed:
+        options = {named(key): values for key, values in changed.items()}
         page.table(
-            ["setting", *labels], _rows(changed, labels, MISSING), caption="Options and configuration that differ"
+            ["setting", *labels], _rows(options, labels, MISSING), caption="Options and configuration that differ"
         )
     else:
         page.prose("The runs have the same options and configuration.")
@@ -102,7 +104,7 @@ def _in_a_sentence(sides: Sequence[Side], analyses: Sequence[str], changed: dict
     for key, values in changed.items():
         texts = [shown(values[number]) if number in values else MISSING for number in range(len(sides))]
         brief = all(len(text) <= 24 for text in texts) and len(texts) <= MOST_NAMED
-        parts.append(f"{key} ({' / '.join(texts)})" if brief else key)
+        parts.append(f"{named(key)} ({' / '.join(texts)})" if brief else named(key))
     return f"{start} that differ in {_listed(parts)}."
 
 
@@ -131,20 +133,17 @@ def _page(sides: Sequence[Side], name: str) -> Page:
     for paragraph in common_prose(pages):
         page.prose(paragraph)
     metrics = metrics_of([side.metrics[name] for side in sides])
-    changed = [metric for metric in metrics if metric.differs(len(sides))]
-    same = [metric for metric in metrics if not metric.differs(len(sides))]
-    if changed:
+    charts, tables = Page(""), Page("")
+    overlay_metrics(metrics, labels, charts)
+    rows = _tables_of_metrics(metrics, labels, tables)
+    first = charts.blocks + (tables.blocks if rows <= MOST_OPEN_METRICS else [])
+    if first:
         page.heading("Metrics")
-        overlay_metrics(metrics, labels, page)
-        _metrics(changed, labels, page)
-    if same:
-        page.table(
-            ["metric", "every run"],
-            [[metric.name, metric.values[0]] for metric in same],
-            caption="Metrics that are the same in every run",
-            collapsed=bool(changed),
-        )
+        page.blocks += first
     overlay(pages, labels, page)
+    if rows > MOST_OPEN_METRICS:  # names out of a program, which are not what a reader begins with
+        page.heading("Metrics one by one")
+        page.blocks += tables.blocks
     notes = [[block["text"] for block in own.blocks if block["type"] == "note"] for own in pages]
     for note in dict.fromkeys(note for own in notes for note in own):
         having = [label for label, own in zip(labels, notes, strict=True) if note in own]
@@ -152,9 +151,32 @@ def _page(sides: Sequence[Side], name: str) -> Page:
     return page
 
 
-def _metrics(metrics: Sequence[Metric], labels: Sequence[str], page: Page) -> None:
+def _tables_of_metrics(metrics: Sequence[Metric], labels: Sequence[str], page: Page) -> int:
+    """The metrics that differ, those that only some runs have, and folded, those that are the same everywhere. Many
+    rows are folded. Returns how many metrics are not the same everywhere.
+    """
+    sides = len(labels)
+    everywhere = [metric for metric in metrics if len(metric.values) == sides]
+    changed = [metric for metric in everywhere if metric.differs(sides)]
+    partly = [metric for metric in metrics if len(metric.values) < sides]
+    same = [metric for metric in everywhere if not metric.differs(sides)]
+    if changed:
+        _metrics(changed, labels, page, f"Metrics that differ; Δ is the difference to {labels[0]}")
+    if partly:
+        _metrics(partly, labels, page, "Metrics that only some of the runs have")
+    if same:
+        page.table(
+            ["metric", "every run"],
+            [[metric.name, metric.values[0]] for metric in same],
+            caption="Metrics that are the same in every run",
+            collapsed=bool(changed or partly),
+        )
+    return len(changed) + len(partly)
+
+
+def _metrics(metrics: Sequence[Metric], labels: Sequence[str], page: Page, caption: str) -> None:
     """A row for each metric: its figure in each run, then the differences to the first."""
-    others = range(1, len(labels))
+    others = [number for number in range(1, len(labels)) if any(number in metric.differences for metric in metrics)]
     has_relative = any(gap.relative is not None for metric in metrics for gap in metric.differences.values())
     columns = ["metric", *labels]
     for number in others:
@@ -168,7 +190,8 @@ def _metrics(metrics: Sequence[Metric], labels: Sequence[str], page: Page) -> No
             relative = None if gap is None or gap.relative is None else float(f"{100 * gap.relative:.3g}")
             row += [gap.absolute if gap else None] + [relative] * has_relative
         rows.append(row)
-    page.table(columns, rows, caption=f"Metrics that differ; Δ is the difference to {labels[0]}")
+    many = len(rows) > MOST_OPEN_METRICS
+    page.table(columns, rows, caption=caption, collapsed=many, interactive=many)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
-"""The same page of several runs as one: their curves in one chart, their heatmaps and tokens one under the other.
+"""The same page of several runs as one: their curves in one chart, their tokens over steps below one slider, their
+heatmaps and other tokens one under the other.
 
 Nothing here knows an analysis. Blocks belong together when they stand under the same heading with the same caption
 (and axes) in the pages of the same analysis.
@@ -11,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from probekit.report import Page
 from probekit.report.blocks import Block
-from probekit.runs.comparison.curves import REPETITION, overlay_curves
+from probekit.report.tokens import TokenRow, row_from_json, trajectory_rows
+from probekit.runs.comparison.curves import REPETITION, in_every_run, overlay_curves, own_name
 
 MOST_OPEN_ROWS = 12
 MOST_OPEN_HEADINGS = 2
@@ -77,7 +79,7 @@ def _kind(block: Block) -> tuple[str, Key]:
         return "curves", (block["x"], block["y"])
     if block["type"] == "heatmap":
         return "heatmap", (tuple(block["x_labels"]), tuple(block["y_labels"]), block["value"])
-    return ("tokens", ()) if block["type"] in ("tokens", "trajectory") else ("", ())
+    return (block["type"], ()) if block["type"] in ("tokens", "trajectory") else ("", ())
 
 
 def _folded(blocks: Mapping[int, Block]) -> dict[int, Block]:
@@ -104,6 +106,36 @@ def _tokens(blocks: Mapping[int, Block], labels: Sequence[str], target: Page) ->
         target.blocks.append(block | {"caption": _captioned(block, labels[side]), "collapsed": folded})
 
 
+def _trajectories(blocks: Mapping[int, Block], labels: Sequence[str], target: Page) -> None:
+    """Below one slider where the steps and the row on top are the same in all of them, else one under the other."""
+    rows = {side: trajectory_rows(block) for side, block in blocks.items()}
+    steps = [[row.label for row in longest] for series in rows.values() for longest in [max(series.values(), key=len)]]
+    first = next(iter(blocks.values()))
+    if any(other != steps[0] for other in steps) or any(_frame(other) != _frame(first) for other in blocks.values()):
+        _tokens(blocks, labels, target)
+        return
+    together: dict[str, Sequence[TokenRow]] = {}
+    for name in dict.fromkeys(name for series in rows.values() for name in series):
+        having = {labels[side]: series[name] for side, series in rows.items() if name in series}
+        if len(having) == len(labels) and all(other == next(iter(having.values())) for other in having.values()):
+            together[in_every_run(name)] = next(iter(having.values()))
+        else:
+            together |= {own_name(name, label): series for label, series in having.items()}
+    target.trajectory(
+        together,
+        reference=None if first["reference"] is None else row_from_json(first["reference"]),
+        caption=first["caption"],
+        legend=first["legend"],
+        collapsed=all(block["collapsed"] for block in blocks.values()),
+        marks=first["marks"],
+    )
+
+
+def _frame(block: Block) -> list[object]:
+    """What one slider over several trajectories can have once."""
+    return [block[part] for part in ("reference", "legend", "marks", "thinned")]
+
+
 def _captioned(block: Block, label: str) -> str:
     return f"{label}: {block['caption']}" if block["caption"] else label
 
@@ -112,5 +144,6 @@ def _captioned(block: Block, label: str) -> str:
 _DRAW: dict[str, Callable[[Mapping[int, Block], Sequence[str], Page], None]] = {
     "curves": overlay_curves,
     "heatmap": _heatmaps,
+    "trajectory": _trajectories,
     "tokens": _tokens,
 }

@@ -123,6 +123,7 @@ class StudyFile(_Part):
 
     title: str
     question: str = ""
+    about: str = ""
     parameters: dict[str, Any] = {}
     runs: dict[str, RunSpec] = Field(min_length=1)
     expectations: list[Expectation] = []

@@ -29,7 +29,7 @@ const chartTheme = themeElement ? JSON.parse(themeElement.textContent) : {};
 // Columns as the page carries them, as rows under the names of their fields, and the reader's words for these.
 function readData({ fields, headers, columns, levels }) {
   const whole = columns.map((column, index) => {
-    const texts = levels[fields[index]];
+    const texts = Object.hasOwn(levels, fields[index]) && levels[fields[index]];
     return texts ? column.map((place) => texts[place]) : column;
   });
   const row = (_, at) => Object.fromEntries(fields.map((name, index) => [name, whole[index][at]]));
@@ -125,7 +125,10 @@ async function draw(box, forPaper) {
   }
 }
 
+let drawings = 0;
+
 async function drawAll() {
+  const mine = ++drawings;
   hideTip();
   delete root.dataset.charts;
   const started = dark.matches;
@@ -136,7 +139,7 @@ async function drawAll() {
       if (forPaper && box.dataset.drawn === "failed") continue;
       await draw(box, forPaper);
       await new Promise((resolve) => setTimeout(resolve)); // what the reader does in the meantime comes first
-      if (dark.matches !== started) return; // the theme changed meanwhile, and its own drawAll is under way
+      if (drawings !== mine) return; // the theme changed meanwhile, and its own drawAll is under way
     }
   }
   root.dataset.charts = "drawn";

@@ -17,7 +17,8 @@ function csv({ rows, headers }) {
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const names = Object.keys(headers);
-  const lines = [names.map((name) => headers[name]), ...rows.map((row) => names.map((name) => row[name]))];
+  const cellsOf = (row) => names.map((name) => (Object.hasOwn(row, name) ? row[name] : null));
+  const lines = [names.map((name) => headers[name]), ...rows.map(cellsOf)];
   return lines.map((line) => line.map(cell).join(",") + "\n").join("");
 }
 
@@ -29,27 +30,31 @@ function json({ rows, headers }) {
 // The chart as a figure for paper: light and with its legend, whatever the page shows.
 async function withFigure(chart, use) {
   const stage = addStage(document.body, "paper drawing");
-  const drawn = await embed(stage, onPaper(drawable(chart, true)), chart, "svg");
-  drawn.view.background("white");
-  await drawn.view.runAsync();
+  let drawn = null;
   try {
+    drawn = await embed(stage, onPaper(drawable(chart, true)), chart, "svg");
+    drawn.view.background("white");
+    await drawn.view.runAsync();
     return await use(drawn.view);
   } finally {
-    drawn.finalize();
+    drawn?.finalize();
     stage.remove();
   }
 }
 
-async function picture(view) {
-  const canvas = await view.toCanvas(SAVED_SCALE);
-  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+async function pixelsOf(canvas) {
+  const content = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  if (!content) throw new Error("it has more pixels than this browser draws; save it as SVG");
+  return content;
 }
+
+const picture = async (view) => pixelsOf(await view.toCanvas(SAVED_SCALE));
 
 function asPixels(image) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [image.width * SAVED_SCALE, image.height * SAVED_SCALE];
   canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  return pixelsOf(canvas);
 }
 
 // The bytes of a picture of that type, if it is one.

@@ -42,9 +42,10 @@ for (const figure of document.querySelectorAll("[data-steps]")) {
   const rows = [...figure.querySelectorAll(".steps-view tr")].slice(Number(figure.dataset.above));
   const slider = figure.querySelector("input[type=range]");
   const output = figure.querySelector("output");
+  if (!slider) continue; // a single step has none
   // A trajectory may be shorter or longer at other steps than at the last: make room for all.
   rows.forEach((row, index) => {
-    const width = Math.max(...data.series[index].rows.map((tokens) => tokens.length));
+    const width = data.series[index].rows.reduce((most, tokens) => Math.max(most, tokens.length), 0);
     const note = row.querySelector(".note-cell");
     while (row.querySelectorAll(".token").length < width) {
       const cell = document.createElement("td");
