@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ from probekit.runs.execute import DEFAULT_FOLDER
 TITLE = "Runs in"
 SUMMARY_FILE = "summary.md"
 TEXT = "finding, or what went wrong"
-COLUMNS = ["name", "status", TEXT, "model", "analyses", "kind", "begun", "seconds"]
+COLUMNS = ["name", "status", TEXT, "begun", "analyses", "model", "kind", "seconds"]
+# Characters on the page: a run of four analyses has as many sentences, and its report is a click away.
+MOST_OF_A_FINDING = 280
 HEADINGS = {"seconds": "took"}  # for a terminal, which has them in words
 _PLURALS = {"run": "runs", "study": "studies", "cell": "cells", "comparison": "comparisons", "recording": "recordings"}
 
@@ -66,10 +69,10 @@ class Index:
             name_below(self.folder, entry.path),
             entry.status,
             " ".join(filter(None, [entry.problem, entry.finding])),
-            entry.model_in_words,
-            ", ".join(entry.analyses),
-            entry.kind,
             f"{entry.begun:%Y-%m-%d %H:%M}" if entry.begun else None,
+            ", ".join(entry.analyses),
+            entry.model_in_words,
+            entry.kind,
             None if entry.seconds is None else round(entry.seconds, 1),
         ]
 
@@ -254,6 +257,7 @@ def _document(index: Index, below: Path, written: list[str]) -> Document:
         rows = [dict(zip(COLUMNS, index.row(entry), strict=True)) for entry in index.entries]
         for row, entry in zip(rows, index.entries, strict=True):
             row["analyses"] = ",\n".join(entry.analyses)  # below each other, which leaves the finding its width
+            row[TEXT] = textwrap.shorten(str(row[TEXT]), MOST_OF_A_FINDING, placeholder=" …")
         page.table(
             COLUMNS,
             [list(row.values()) for row in rows],

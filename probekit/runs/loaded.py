@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +45,23 @@ def load(config: RunConfig, plugins: Plugins) -> Loaded:
     return _recorded(config.activations) if config.activations is not None else _live(config, plugins)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """An interrupt waits until this is over: in the middle of torch's import it can end the process without a word."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _live(config: RunConfig, plugins: Plugins) -> Loaded:
-    from probekit.activations import LiveActivations
-    from probekit.subject import load_spec
+    with _interrupts_held():
+        from probekit.activations import LiveActivations
+        from probekit.subject import load_spec
 
     subject = load_spec(config.model, plugins)
     prompts = encode_prompts(subject, config)

@@ -115,7 +115,11 @@ def _prompts(manifest: Mapping[str, Any]) -> tuple[str, str]:
 
 def _sites(options: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Where the analyses look, by analysis where that is not the same."""
-    asked = {name: str(given["sites"]) for name, given in options.items() if given.get("sites")}
+    asked = {
+        name: sites if isinstance(sites, str) else ",".join(map(str, sites))
+        for name, given in options.items()
+        if (sites := given.get("sites"))
+    }
     if not asked:
         return
     sites = set(asked.values())

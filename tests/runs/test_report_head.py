@@ -58,6 +58,11 @@ def test_of_many_prompts_the_first_are_shown_and_the_rest_counted(run: probekit.
 def test_the_sites_are_a_fact_by_analysis_where_they_differ(run: probekit.Run) -> None:
     assert facts(run)["Sites"] == "block.-1 (blocks are counted from 0)"
 
+    def listed(manifest: dict[str, Any]) -> None:
+        manifest["configuration"]["options"]["activation-statistics"]["sites"] = ["embedding", "norm"]
+
+    assert facts(run, listed)["Sites"] == "embedding,norm"
+
     def two(sites: str | None) -> Callable[[dict[str, Any]], object]:
         return lambda manifest: manifest["configuration"]["options"].update(other={"sites": sites})
 

@@ -91,7 +91,7 @@ def named(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting for a reader: text as it is, several prompts apart, figures in a row, everything else as JSON."""
+    """A setting for a reader: text as it is, several prompts in quotation marks, figures in a row, everything else as JSON."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -99,7 +99,7 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return " ⏐ ".join(value) or "none"
+        return ", ".join(f"“{part}”" for part in value) or "none"
     if isinstance(value, list) and all(isinstance(part, int | float) for part in value):
         return ", ".join(map(str, value))  # of one figure that is the figure: an option may be one or several
     return json.dumps(value, ensure_ascii=False)
