@@ -142,7 +142,8 @@ def test_charts_stand_beside_their_expectation_one_for_each_value(plugins: Plugi
     outcome = carried_out(plugins, expectation(), expectation(id="second"), networks=[SMALL, LARGE], charts=[chart])
     blocks = json.loads((outcome.path / "page.json").read_text(encoding="utf-8"))["pages"][0]["blocks"]
     texts = [json.dumps(block) for block in blocks]
-    charts = [place for place, text in enumerate(texts) if f"Loss, network {SMALL}" in text or f"Loss, network {LARGE}" in text]
+    captions = [f"Loss, network {network}" for network in (SMALL, LARGE)]
+    charts = [place for place, text in enumerate(texts) if any(caption in text for caption in captions)]
     second = next(place for place, text in enumerate(texts) if "second: The loss" in text)
     assert len(charts) == 2
     assert min(charts) > second

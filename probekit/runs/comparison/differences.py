@@ -91,7 +91,7 @@ def named(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting for a reader: text as it is, several prompts in quotation marks, figures in a row, everything else as JSON."""
+    """A setting for a reader: text as it is, several in quotation marks, figures in a row, everything else as JSON."""
     if value is None:
         return "–"
     if isinstance(value, bool):
