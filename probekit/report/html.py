@@ -121,7 +121,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _section(index: int, name: str, page: Page, stem: str) -> _Section:
-    anchor = f"analysis-{index}-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "page")
+    anchor = f"analysis-{index}-{stem}"
     blocks, figures = [], 0
     for number, block in enumerate(page.blocks, start=1):
         if block["type"] == "finding":

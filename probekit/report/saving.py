@@ -41,9 +41,12 @@ def draw_figures(pages: Sequence[tuple[str, Page]], formats: Sequence[str] = FOR
     for stem, (_, page) in zip(stems, pages, strict=True):
         for number, block in enumerate(filter(is_figure, page.blocks), start=1):
             name = file_name(stem, number, block["caption"])
-            files = _files(name, block, formats)
+            if block["type"] == "image":
+                description, files = block["alternative"], _picture(name, block, formats)
+            else:
+                chart = chart_of(block)
+                description, files = chart.description, _chart(name, chart, formats)
             if files:
-                description = block["alternative"] if block["type"] == "image" else chart_of(block).description
                 yield Figure(name, plain(block["caption"]), plain(description), files)
 
 
@@ -75,10 +78,7 @@ def _slug(text: str) -> str:
     return words if len(words) <= 48 else words[:48].rpartition("-")[0] or words[:48]
 
 
-def _files(name: str, block: dict[str, Any], formats: Sequence[str]) -> dict[str, bytes]:
-    if block["type"] == "image":
-        return _picture(name, block, formats)
-    chart = chart_of(block)
+def _chart(name: str, chart: Chart, formats: Sequence[str]) -> dict[str, bytes]:
     if chart.spec is None:
         return {}
     files = {f".{ending}": _draw(name, chart, ending) for ending in formats if ending != "csv"}

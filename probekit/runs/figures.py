@@ -11,10 +11,10 @@ from probekit.report import FIGURE_FORMATS, Figure, Page, draw_figures
 from probekit.report.markdown import inline
 from probekit.runs.directory import RunDirectory
 from probekit.runs.render import read_pages
+from probekit.runs.studies.page import PAGE_FILE
 
 FORMATS = FIGURE_FORMATS
 CAPTIONS = "captions.md"
-STUDY_PAGES = "page.json"
 
 
 def save_figures(path: Path, folder: Path, formats: Sequence[str]) -> list[Figure]:
@@ -44,14 +44,14 @@ def save_figures(path: Path, folder: Path, formats: Sequence[str]) -> list[Figur
 
 
 def _pages(path: Path) -> list[tuple[str, Page]]:
-    if (path / "run.json").is_file() or not (path / STUDY_PAGES).is_file():
+    if (path / "run.json").is_file() or not (path / PAGE_FILE).is_file():
         directory = RunDirectory.open(path)
         return read_pages(directory, directory.read_json("run.json"))
-    pages = RunDirectory(path).read_json(STUDY_PAGES).get("pages")
+    pages = RunDirectory(path).read_json(PAGE_FILE).get("pages")
     try:
         return [(page.title, page) for page in map(Page.from_json, pages or [])]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"The file '{path / STUDY_PAGES}' is damaged: {error}") from None
+        raise UsageError(f"The file '{path / PAGE_FILE}' is damaged: {error}") from None
 
 
 def _captions(drawn: Sequence[Figure]) -> str:

@@ -83,8 +83,9 @@ class Data:
     def _telling(self, stretch: range) -> list[int]:
         """The rows of a stretch without which it would look different."""
         figures = self.columns[2:]
-        whole = [row for row in stretch if all(column[row] is not None for column in figures)]
-        gaps = [row for row in stretch if row not in set(whole)] if len(whole) < len(stretch) else []
+        whole, gaps = list[int](), list[int]()
+        for row in stretch:
+            (gaps if any(column[row] is None for column in figures) else whole).append(row)
         if not whole:
             return gaps[:1]
         least = min(whole, key=lambda row: min(column[row] for column in figures))
