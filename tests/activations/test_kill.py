@@ -65,6 +65,30 @@ def in_write(number, share):
             die()
     writing.save_file = torn
 
+def in_save(number):
+    "Die while safetensors writes the n-th shard, which it does to a file of its own making."
+    save, count = writing.save_file, 0
+    def torn(tensors, place, metadata):
+        nonlocal count
+        count += 1
+        if count < number:
+            return save(tensors, place, metadata)
+        parent, there = os.getpid(), {*os.listdir(place.parent), place.name}
+        def left():
+            return not there.issuperset(os.listdir(place.parent))
+        if os.fork() == 0:  # a thread would not run while it writes; looks until it has died with such a file left
+            while True:
+                if left():
+                    os.kill(parent, signal.SIGSTOP)
+                    time.sleep(0.005)
+                    if left():
+                        os.kill(parent, signal.SIGKILL)
+                        os._exit(0)
+                    os.kill(parent, signal.SIGCONT)
+        while True:
+            save(tensors, place, metadata)
+    writing.save_file = torn
+
 def in_line(number, share):
     opened, count = Path.open, 0
     def torn(self, mode="r", *given, **named):
@@ -174,6 +198,15 @@ def test_killed_while_it_writes_a_shard(
     recorded: Recording, killed: Any, tmp_path: Path, number: int, share: float
 ) -> None:
     answer = killed(tmp_path / "r", ["in_write", number, share])
+    check(recorded, tmp_path / "r", answer)
+    assert answer["there"] == number - 1
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_killed_while_safetensors_writes_to_a_file_of_its_own(
+    recorded: Recording, killed: Any, tmp_path: Path, number: int
+) -> None:
+    answer = killed(tmp_path / "r", ["in_save", number])
     check(recorded, tmp_path / "r", answer)
     assert answer["there"] == number - 1
 
