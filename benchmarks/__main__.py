@@ -21,6 +21,7 @@ from benchmarks import (
     recording,
     report_page,
     restarts,
+    sparse_autoencoders,
     walks,
 )
 from benchmarks.machine import conditions
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "exact-recovery": exact_recovery.run,
     "recording": recording.run,
     "report": report_page.run,
+    "sparse-autoencoders": sparse_autoencoders.run,
 }
 OUTPUT = Path("reports/output/bench/latest.json")
 

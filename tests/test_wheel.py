@@ -19,6 +19,7 @@ ENTRY_POINTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text
 # The analyses, and the smallest run of each.
 SMALL: dict[str, list[str]] = {
     "activation-statistics": [],
+    "autoencoder": ["-o", "steps=5", "-o", "pieces=12", "-o", "length=16", "-o", "widths=8", "-o", "seeds=1"],
     "clamped-walk": ["-o", "steps=2"],
     "exact-inverter": [],
     "frozen-head": ["-o", "steps=2", "-o", "pieces=10", "-o", "length=16", "-o", "initialisations=1"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 class ActivationAnalysis(Analysis[OptionsT]):
     """An analysis of activations alone: `update` gets them batch by batch, `finish` makes the result of them.
 
-    It keeps what it needs of them, sums rather than activations, so that there may be any number of prompts. It sees
-    neither the model nor the other analyses of the run, which get the same batches of the same forward passes, and runs
-    on a recording (`--activations`) as on a live model. Keep torch out of the module's top level: import it where it
+    It keeps what it needs of them, sums rather than activations, so that there may be any number of prompts. It does
+    not see the other analyses of the run, which get the same batches of the same forward passes, and runs on a
+    recording (`--activations`) as on a live model. What takes the model as well can be done in `finish`, where
+    `self.context.subject` is it, or None on a recording. Keep torch out of the module's top level: import it where it
     is used.
     """
 
@@ -47,7 +49,9 @@ class ActivationAnalysis(Analysis[OptionsT]):
         from probekit.activations import LiveActivations
 
         source = LiveActivations(subject, lambda: [prompt.input_ids[0].tolist() for prompt in prompts], len(prompts))
-        fresh = type(self)(self.options, self.context)  # what is called twice does not count twice
+        context = copy.copy(self.context)
+        context.subject = subject
+        fresh = type(self)(self.options, context)  # what is called twice does not count twice
         sites = source.expand_sites(site_expression(fresh))
         with self.context.progress("prompts", len(prompts)) as progress:
             for batch in source.batches(sites):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from probekit.analysis.result import Result
+    from probekit.subject import Subject
 
 # A value of progress is turned into a number, which waits for the device, at most this often.
 SECONDS_BETWEEN_UPDATES = 0.1
@@ -140,7 +141,8 @@ class Context:
     """Given to an analysis as `self.context`. `Context()` is silent and saves nothing, for calls outside a run.
 
     `results` are those of the run's analyses that are done, by name, as read back from disk; an analysis that
-    `consumes` runs after the others, so that they are there.
+    `consumes` runs after the others, so that they are there. `subject` is the model where there is one: None for an
+    analysis of activations that runs on a recording.
     """
 
     def __init__(
@@ -150,8 +152,10 @@ class Context:
         listener: Listener | None = None,
         store: Store | None = None,
         results: Mapping[str, Result] | None = None,
+        subject: Subject | None = None,
     ) -> None:
         self.seed = seed
+        self.subject = subject
         self.results: dict[str, Result] = dict(results or {})
         self._analysis = analysis
         self._listener: Listener = listener or Silent()

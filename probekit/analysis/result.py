@@ -1,7 +1,7 @@
 """What an analysis found, as data: saved before anything is drawn, and drawn from what was saved.
 
-On disk a result is `result.json` (metrics, tables, token sequences, finding, notes) and `tensors.safetensors`. No
-pickle, no NaN.
+On disk a result is `result.json` (metrics, tables, token sequences, finding, notes), `tensors.safetensors`, and a
+folder `files` for what other programs read. No pickle, no NaN.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from probekit.errors import AnalysisError, UsageError, nearest
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 RESULT_FILE = "result.json"
 TENSOR_FILE = "tensors.safetensors"
+FOLDER_OF_FILES = "files"
 
 Scalar = str | int | float | bool | None
 
@@ -43,6 +44,9 @@ class Result:
     `finding` is one sentence with the figures, `notes` are caveats that a reader must see. Tensors are torch tensors
     where the analysis computed them, and numpy arrays (bf16 as fp32) where the result was read back.
 
+    `files` are whole files in formats of others, such as trained weights: their content by a relative path such as
+    "plain-8/weights.safetensors". A run keeps them below `analyses/<name>/files`, and gives back where they are.
+
     `seconds` are times that the analysis measured, by name. They are not among the files of the result, which two runs
     have byte for byte the same: a run keeps them in its `timings.json`, and gives them back with the result.
     """
@@ -53,6 +57,7 @@ class Result:
     sequences: dict[str, list[TokenSequence]] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    files: dict[str, bytes | Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -90,7 +95,8 @@ class Result:
     def encode(self) -> dict[str, bytes]:
         """The files of this result, by name.
 
-        Raises AnalysisError, naming the figure, if a metric, a table, a tensor or a time is NaN or infinity.
+        Raises AnalysisError, naming the figure, if a metric, a table, a tensor or a time is NaN or infinity, and naming
+        the file if its path leads out of the result's folder.
         """
         for name, seconds in self.seconds.items():
             _check(seconds, f"The time '{name}'")
@@ -109,10 +115,12 @@ class Result:
             "sequences": {name: [asdict(sequence) for sequence in group] for name, group in self.sequences.items()},
             "notes": self.notes,
         }
+        own = {f"{FOLDER_OF_FILES}/{_inside(name)}": content for name, content in self.files.items()}
         from safetensors.numpy import save
 
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"  # ASCII: lone surrogates survive as escapes
-        return {RESULT_FILE: text.encode(), TENSOR_FILE: save(arrays)}
+        files = {name: content if isinstance(content, bytes) else content.read_bytes() for name, content in own.items()}
+        return {RESULT_FILE: text.encode(), TENSOR_FILE: save(arrays), **files}
 
     @classmethod
     def read(cls, folder: Path) -> Result:
@@ -148,9 +156,22 @@ class Result:
             )
             file = TENSOR_FILE
             result.tensors = load_file(folder / file)
+            found = sorted((folder / FOLDER_OF_FILES).rglob("*"))
+            result.files = {
+                path.relative_to(folder / FOLDER_OF_FILES).as_posix(): path for path in found if path.is_file()
+            }
         except (KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise UsageError(f"The file '{folder / file}' is damaged: {type(error).__name__} {error}.") from None
         return result
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or "\\" in name or any(part.startswith(".") for part in path.parts):
+        raise AnalysisError(
+            f"The file '{name}' of a result has no path below its folder; expected one such as 'a/b.txt'."
+        )
+    return path.as_posix()
 
 
 def _check(value: Scalar, what: str) -> None:

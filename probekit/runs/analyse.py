@@ -153,9 +153,15 @@ class Analyses:
 
     def _member(self, name: str) -> _Member:
         config, analysis = self._resolved.config, self._resolved.analyses[name]
-        context = Context(config.seed, name, self._recorder, self._store(name), self.outcome.results)
         containment = Containment(name, config.seed, self._recorder.message, self._time_limit)
-        return _Member(name, lambda: analysis(self._resolved.options[name], context), containment)
+
+        def make() -> Analysis[Any]:
+            subject = self._repair.loaded.subject
+            context = Context(config.seed, name, self._recorder, self._store(name), self.outcome.results, subject)
+            made: Analysis[Any] = analysis(self._resolved.options[name], context)
+            return made
+
+        return _Member(name, make, containment)
 
     def _store(self, name: str) -> FileStore:
         return FileStore(self._directory, name, self._stop, self._seconds_between_saves)

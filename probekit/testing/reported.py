@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from probekit.analysis import Context, Result
@@ -24,7 +25,11 @@ _CHART_DATA = re.compile(r'<script[^>]*type="application/json"[^>]*>.*?</script>
 
 def draws_hostile_tokens(case: Case) -> Iterator[str]:
     """What goes wrong between a result with hostile tokens and its place in a report."""
-    saved = _read_back(case, case.run(tiny_subject(hostile=True)).result)
+    with _read_back(case, case.run(tiny_subject(hostile=True)).result) as saved:
+        yield from _draws(case, saved)
+
+
+def _draws(case: Case, saved: Result) -> Iterator[str]:
     before = case.encode(saved)
     page = _drawn(case, saved)
     if case.encode(saved) != before:
@@ -46,18 +51,23 @@ def draws_hostile_tokens(case: Case) -> Iterator[str]:
         yield f"The hostile token with {text!a} stands in the report as it is; add text by the page's methods."
 
 
-def _read_back(case: Case, result: Result) -> Result:
-    """The result as `report` gets it, from disk. Raises CannotJudgeError if it cannot be saved, or not be read."""
+@contextmanager
+def _read_back(case: Case, result: Result) -> Iterator[Result]:
+    """The result as `report` gets it, from disk, where it lies so long. Raises CannotJudgeError if it cannot be saved,
+    or not be read.
+    """
     files = case.encode(result)
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
+            place = Path(folder) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
         try:
             saved = Result.read(Path(folder))
         except Exception as error:
             raise CannotJudgeError(f"The saved result cannot be read: {case.described(error)}") from None
-    saved.seconds = dict(result.seconds)
-    return saved
+        saved.seconds = dict(result.seconds)
+        yield saved
 
 
 def _drawn(case: Case, saved: Result) -> Page:

@@ -23,6 +23,16 @@ Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "activation-statistics": {"sites": "embedding,blocks", "largest": 3},
+    "autoencoder": {
+        "sites": "block.1",
+        "variants": ["plain", "variational"],
+        "widths": [3],
+        "steps": 3,
+        "seeds": 1,
+        "pieces": 10,
+        "length": 6,
+        "invert": 1,
+    },
     "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 2, "sites": "norm"},
     # The least of proposals, so that candidates, the gradient and the scan run; unknown positions have a bridge.
     "exact-inverter": {"sites": "block.1", "proposals": 1, "positions": [0, 2, 3, -1], "rounding": "int8"},
@@ -60,6 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 BAD: dict[str, dict[str, Any]] = {
     "activation-statistics": {"sites": "block.1,nowhere"},
+    "autoencoder": {"sites": "block.1,block.99"},
     "clamped-walk": {"sites": "block.1,block.99"},
     "exact-inverter": {"sites": "block.1,block.99"},
     "frozen-head": {"length": 64},
@@ -78,7 +89,7 @@ CALLS = (1, 2, 5, 9)
 # Analyses that call a block less often: for each of the three prompts; or for all of them at once, after two calls for
 # each of the three blocks that tell what padding does, once for a subject.
 CALLED = {"activation-statistics": 7, "layer-similarity": 7, "pseudo-inverse": 3}
-SHARE_A_PASS = ("activation-statistics", "layer-similarity")
+SHARE_A_PASS = ("activation-statistics", "autoencoder", "layer-similarity")
 
 
 def test_every_bundled_analysis_is_here() -> None:

@@ -39,6 +39,7 @@ PLACEMENTS = (
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "activation-statistics": {"sites": "embedding,blocks,logits"},
+    "autoencoder": {"sites": "block.1", "widths": [3], "steps": 2, "seeds": 1, "pieces": 10, "length": 8, "invert": 1},
     "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 1, "sites": "block.1"},
     "exact-inverter": {"sites": "block.1", "proposals": 1, "rounding": "int8"},
     "frozen-head": {"steps": 2, "batch": 2, "length": 8, "initialisations": 1, "pieces": 10},

@@ -12,6 +12,7 @@ from tests.analyses.recovering import few_samples
 
 # Options for a small run; without an entry, an analysis is quick enough with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
+    "autoencoder": {"widths": [3], "steps": 3, "seeds": 2, "pieces": 10, "length": 8, "invert": 1},
     "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 2, "sites": "norm"},
     "exact-inverter": {"sites": "block.1", "proposals": 1},
     "frozen-head": {"steps": 2, "batch": 2, "length": 12, "initialisations": 1, "pieces": 10},

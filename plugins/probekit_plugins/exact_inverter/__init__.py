@@ -78,6 +78,12 @@ class ExactInverterOptions(SearchOptions):
         description="σ of normal noise, relative to the root mean square of each position's activation: added to the "
         "prompts' activations; of a file, what it is said to hold.",
     )
+    through: str | None = Field(
+        None,
+        min_length=1,
+        description="A folder of a saved autoencoder: invert what it makes of the activations, rather than these "
+        "themselves. Noise and rounding come after it.",
+    )
 
 
 class ExactInverter(probekit.Analysis[ExactInverterOptions]):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from probekit import Result, TokenSequence, UsageError
+from probekit_plugins.autoencoder.through import Through
 from probekit_plugins.batches import Batches, notes_on_rows
 from probekit_plugins.exact_inverter.proof import Status, Verdict
 from probekit_plugins.exact_inverter.recovery import TOGETHER, Inverter, Recovery
@@ -23,12 +24,19 @@ from probekit_plugins.exact_inverter.targets import (
     check_one_site,
     from_file,
     known_positions,
+    reconstructed,
 )
 from probekit_plugins.token_likelihood import sampled_prompts
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
     from probekit_plugins.exact_inverter import ExactInverterOptions
+
+# What a reader has to know of tokens that are verified through an autoencoder.
+VERIFIED_THROUGH = (
+    "How far an autoencoder is off is taken to be known, and for normal noise, which it is not quite: what is verified "
+    "there is not as certain as elsewhere. Candidates do not pass through it; that would bring back more."
+)
 
 Scalar = str | int | float | bool | None
 
@@ -42,13 +50,26 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: ExactInverterOptio
         check_one_site(sites)
         if options.rounding != "none":
             raise UsageError("The option rounding is for the prompts' activations; those of a file are as they are.")
+        if options.through is not None:
+            raise UsageError("The option through is for the prompts' activations; those of a file are as they are.")
+    through = None if options.through is None else Through(subject, options.through)
+    if through:
+        through.check_sites(sites)
     batches = Batches(context, options)
     result = Result()
     samples = None
     for site in sites:
-        targets = _targets(subject, prompts, site, options, context)
+        targets = _exact(subject, prompts, site, options)
         samples = samples or samples_to_learn_from(subject, targets, context, batches)
         inverter = Inverter(subject, site, samples, options, context, batches)
+        if through:
+            result.notes.append(through.note(site, [target.activations for target in targets]))
+            targets = through_autoencoder(through, targets, subject, site, samples)
+        if options.activations is None:
+            targets = [
+                blurred(target, options.rounding, options.noise, context, f"noise/{number}/{site}")
+                for number, target in enumerate(targets)
+            ]
         found = recovered(inverter, targets, context, site)
         result.metrics[f"{site}/arithmetic_error"] = inverter.error
         for number, (target, recovery) in enumerate(zip(targets, found, strict=True)):
@@ -63,6 +84,8 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: ExactInverterOptio
         places = [row for row in result.tables["positions"] if row["site"] == site]
         result.metrics |= {f"{site}/{name}": value for name, value in figures(rows, places).items()}
     result.finding = _finding(result, sites)
+    if through:
+        result.notes.append(VERIFIED_THROUGH)
     if options.activations is not None:
         result.notes.append(
             "The activations are those of a file: whether what was recovered is right is known by the proof alone."
@@ -79,18 +102,30 @@ def samples_to_learn_from(
     return cache(lambda: sampled_prompts(subject, length, context, "samples", batches))
 
 
-def _targets(
-    subject: Subject, prompts: Sequence[Prompt], site: str, options: ExactInverterOptions, context: Context
-) -> list[Target]:
+def _exact(subject: Subject, prompts: Sequence[Prompt], site: str, options: ExactInverterOptions) -> list[Target]:
+    """The activations of the prompts, or of a file, as they are."""
     if options.activations is not None:
         width = subject.capture(prompts[0].input_ids, [site])[site].shape[-1]
         return from_file(subject, options, site, width)
-    found = []
-    for number, prompt in enumerate(prompts):
-        known = known_positions(prompt.input_ids.shape[1], options.positions)
-        target = captured(subject, prompt, site, known)
-        found.append(blurred(target, options.rounding, options.noise, context, f"noise/{number}/{site}"))
-    return found
+    return [
+        captured(subject, prompt, site, known_positions(prompt.input_ids.shape[1], options.positions))
+        for prompt in prompts
+    ]
+
+
+def through_autoencoder(
+    through: Through,
+    targets: Sequence[Target],
+    subject: Subject,
+    site: str,
+    samples: Callable[[], Sequence[torch.Tensor]],
+) -> list[Target]:
+    """What an autoencoder makes of the activations of prompts.
+
+    How far it is off is taken for noise: as its file says, or else as measured on `samples`, prompts to learn from.
+    """
+    error = through.error(subject, site, samples)
+    return [reconstructed(target, through.reconstruct, error, through.skip_first) for target in targets]
 
 
 def recovered(inverter: Inverter, targets: Sequence[Target], context: Context, label: str) -> list[Recovery]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import UsageError
+from probekit_plugins.autoencoder.through import Reconstruct, replaced
 from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
@@ -63,8 +64,18 @@ def captured(subject: Subject, prompt: Prompt, site: str, known: torch.Tensor) -
     return Target(found, known.to(found.device), zeros, zeros, prompt.input_ids[0].tolist())
 
 
+def reconstructed(target: Target, reconstruct: Reconstruct, error: float, skip_first: int) -> Target:
+    """The target after an autoencoder: `x̂` in place of `x` from position `skip_first` on.
+
+    `error` is the root mean square of `x − x̂` in an entry, as far as it is known beforehand: noise, to an attacker.
+    """
+    counted = torch.arange(len(target.activations), device=target.activations.device) >= skip_first
+    values = replaced(target.activations, reconstruct, counted)
+    return replace(target, activations=values, sigma=torch.where(counted, error, 0.0).to(values))
+
+
 def blurred(target: Target, rounding: Rounding, noise: float, context: Context, label: str) -> Target:
-    """The target after noise, `N(0, noise · rms(a_t))` on each entry, and then rounding.
+    """The target after noise, `N(0, noise · rms(a_t))` on each entry beside what noise there is, and then rounding.
 
     int8 has one scale for each position: `max |a_t| / 127`. What is beyond a type's greatest number is unknown.
     """
@@ -83,9 +94,8 @@ def blurred(target: Target, rounding: Rounding, noise: float, context: Context, 
         values = values.to(STORED[rounding]).to(target.activations)
         known = known & values.isfinite().all(-1)
         values = torch.where(known[:, None], values, 0)
-    return replace(
-        target, activations=values, known=known, rounding=target.rounding + bound, sigma=noise * root_mean_square
-    )
+    sigma = torch.hypot(target.sigma, noise * root_mean_square)
+    return replace(target, activations=values, known=known, rounding=target.rounding + bound, sigma=sigma)
 
 
 def rounding_bound(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

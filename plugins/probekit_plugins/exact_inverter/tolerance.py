@@ -52,7 +52,7 @@ def arithmetic_error(subject: Subject, site: str, prompts: Sequence[torch.Tensor
             precision = max(precision, torch.finfo(captured.dtype).eps)
             alone = at_least_single(captured)
             subject.check_finite(alone, f"The activation at {site}")
-            _check_causal(subject, site, row, captured)
+            check_causal(subject, site, row, captured)
             greatest = max(greatest, _apart(beside, alone))
             if taken is None:
                 greatest = max(
@@ -61,7 +61,7 @@ def arithmetic_error(subject: Subject, site: str, prompts: Sequence[torch.Tensor
     return SAFETY * max(greatest, precision)
 
 
-def _check_causal(subject: Subject, site: str, row: torch.Tensor, captured: torch.Tensor) -> None:
+def check_causal(subject: Subject, site: str, row: torch.Tensor, captured: torch.Tensor) -> None:
     """Raise AnalysisError if another last token changes the activations before it, `[T, w]`."""
     if len(row) < 2:
         return

@@ -80,6 +80,12 @@ class GradientInverterOptions(probekit.Options):
     target_positions: list[int] | Literal["all"] = Field(
         "all", description="Positions whose activation is matched, from 0, or negative from the end."
     )
+    through: str | None = Field(
+        None,
+        min_length=1,
+        description="A folder of a saved autoencoder: invert what it makes of the activation, rather than this itself. "
+        "The head, if there is one, follows it.",
+    )
     nearest_pull: float = Field(0.0, ge=0, description="Weight of the prior Σ‖e − nearest row of W‖² in the gradient.")
     embedding_box: bool = Field(False, description="Keep e within the least and the greatest entry of W, by dimension.")
     dropout: bool = Field(
@@ -141,6 +147,12 @@ class GradientInverterOptions(probekit.Options):
     def _box_is_of_embeddings(self) -> Self:
         if self.embedding_box and self.input_space != "embedding":
             raise ValueError("the embedding box goes with input_space=embedding: elsewhere e is not what is optimised")
+        return self
+
+    @model_validator(mode="after")
+    def _through_without_dropout(self) -> Self:
+        if self.through is not None and self.dropout:
+            raise ValueError("an autoencoder knows activations without dropout, so leave out through or dropout")
         return self
 
     @model_validator(mode="after")

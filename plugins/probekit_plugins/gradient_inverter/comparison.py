@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from probekit import AnalysisError
 from probekit_plugins.gradient_inverter.inversion import Inversion
+from probekit_plugins.gradient_inverter.objective import Map
 from probekit_plugins.gradient_inverter.scoring import Scalar, restart_rows
 from probekit_plugins.gradient_inverter.settings import PAGE
 
@@ -31,7 +32,9 @@ class Comparison:
         options: GradientInverterOptions,
         context: Context,
         batches: Batches,
+        through: Map | None = None,
     ) -> None:
+        self._through = through
         self._subject, self._prompts, self._allowed = subject, prompts, allowed
         self._options = options.model_copy(update={**PAGE, "settings": "page"})
         self._context, self._batches = context, batches
@@ -48,6 +51,7 @@ class Comparison:
                 self._context,
                 self._batches,
                 label="page/",
+                through=self._through,
             )
             found = inversion.figures()
         except AnalysisError as error:

@@ -50,7 +50,8 @@ class Inversion:
     """One site, P prompts of up to T tokens, R restarts of each: `P × R` rows.
 
     Shorter prompts are padded on the right, and the padding is masked. `label` tells what is kept of this inversion
-    from another's of the same site, and leaves its random numbers as they are.
+    from another's of the same site, and leaves its random numbers as they are. `through` is what the target passes
+    through: an autoencoder.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Inversion:
         context: Context,
         batches: Batches | None = None,
         label: str = "",
+        through: Map | None = None,
     ) -> None:
         self._subject, self._prompts, self._site = subject, prompts, site
         self._allowed, self._options, self._context = allowed, options, context
@@ -77,14 +79,16 @@ class Inversion:
         self._map = site_map(subject, site, options, None) if shared else None
         self._embeddings = at_least_single(subject.embed(self._ids))
         self._masks = Masks(context, site, options.dropout)
-        target = self._activations("target")
+        target = self._activations("target", through)
         self.drops = options.dropout and not torch.equal(self._activations("target again"), target)
         subject.check_finite(target, f"The activation at {site}")
-        if target.shape[1] != mask.shape[1] and options.target_positions != "all":
-            raise UsageError(
-                f"The activation at {site} has {target.shape[1]} positions, a prompt {mask.shape[1]}, so none of "
-                "the prompt's can be chosen there; leave out -o target_positions."
-            )
+        if target.shape[1] != mask.shape[1]:
+            for name, given in (("target_positions", options.target_positions != "all"), ("through", through)):
+                if given:
+                    raise UsageError(
+                        f"The activation at {site} has {target.shape[1]} positions, a prompt {mask.shape[1]}, so none "
+                        f"of the prompt's can be chosen there; leave out -o {name}."
+                    )
         self._target, self._mask = target, mask.to(target.device)
         self._expected: torch.Tensor | None = None
         if options.start == "regression":
@@ -96,13 +100,13 @@ class Inversion:
         """The name under which something of this inversion is kept."""
         return f"{self._label}{key}"
 
-    def _activations(self, masks: str) -> torch.Tensor:
-        """`O(e*)` for every prompt."""
+    def _activations(self, masks: str, through: Map | None = None) -> torch.Tensor:
+        """`O(e*)` for every prompt, through an autoencoder if there is one."""
 
         def of(chosen: slice) -> torch.Tensor:
             prompts = torch.arange(len(self._prompts), device=self._rows.device)[chosen]
             with torch.no_grad(), self._masks(_of_part(masks, chosen)):
-                return self._map_of(prompts)(self._embeddings[chosen])
+                return self._map_of(prompts, through)(self._embeddings[chosen])
 
         return self._batches.joined(len(self._prompts), of, self._kept(f"{self._site}/{masks}"))
 
@@ -112,12 +116,14 @@ class Inversion:
         there = prompts.to(self._target.device)
         return Objective(self._map_of(prompts), self._target[there], self._mask[there], self._options)
 
-    def _map_of(self, prompts: torch.Tensor) -> Map:
+    def _map_of(self, prompts: torch.Tensor, through: Map | None = None) -> Map:
         """The site's map, one for all rows; where blocks read the token ids again, or prompts are padded, one with
         those of each row.
         """
+        if self._map and not through:
+            return self._map
         padding = None if self._padding is None else self._padding[prompts]
-        return self._map or site_map(self._subject, self._site, self._options, self._ids[prompts], padding)
+        return site_map(self._subject, self._site, self._options, self._ids[prompts], padding, through)
 
     def _draw(self, purpose: str, width: int, chosen: slice) -> torch.Tensor:
         """Standard normal noise `[rows, T, width]`, the same for a prompt whatever stands beside it."""

@@ -23,14 +23,18 @@ def site_map(
     options: GradientInverterOptions,
     input_ids: torch.Tensor | None,
     padding: torch.Tensor | None = None,
+    through: Map | None = None,
 ) -> Map:
-    """`O_l`, followed by the model's head if the options say so, with dropout on if they do."""
+    """`O_l`, followed by the model's head if the options say so, with dropout on if they do. What the activation passes
+    through before the head is an autoencoder.
+    """
     ids = input_ids if subject.reads_ids(site) else None
-    layer_map = subject.layer_map(site, input_ids=ids, attention_mask=padding, dropout=options.dropout)
+    layer_map: Map = subject.layer_map(site, input_ids=ids, attention_mask=padding, dropout=options.dropout)
+    activation = layer_map if through is None else lambda embeddings: through(layer_map(embeddings))
     if options.head == "none":
-        return layer_map
+        return activation
     with_norm = options.head == "model"
-    return lambda embeddings: subject.unembed(layer_map(embeddings), norm=with_norm)
+    return lambda embeddings: subject.unembed(activation(embeddings), norm=with_norm)
 
 
 def matched_positions(prompts: Sequence[Prompt], options: GradientInverterOptions) -> torch.Tensor:

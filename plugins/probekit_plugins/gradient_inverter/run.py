@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from probekit import Result, UsageError
+from probekit_plugins.autoencoder.through import Through
 from probekit_plugins.batches import Batches, notes_on_rows
 from probekit_plugins.gradient_inverter.comparison import Comparison
 from probekit_plugins.gradient_inverter.inversion import Inversion
@@ -33,12 +34,17 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
     whole = asked(subject, prompts, options)
     ranks = Ranks(subject, frequencies)
     batches = Batches(context, options)
-    page = Comparison(subject, prompts, allowed, options, context, batches) if options.compare_page else None
+    through = None if options.through is None else Through(subject, options.through)
+    if through:
+        through.check_sites(sites)
+    page = Comparison(subject, prompts, allowed, options, context, batches, through) if options.compare_page else None
     result = Result()
     noise: dict[str, float | None] = {}
     without_dropout: list[str] = []
     for site in sites:
-        inversion = Inversion(subject, prompts, site, allowed, options, context, batches)
+        inversion = Inversion(subject, prompts, site, allowed, options, context, batches, through=through)
+        if through:
+            result.notes.append(_note(subject, prompts, site, through))
         found = inversion.figures()
         for number, figures in enumerate(found):
             store(result, figures, subject, prompts[number], number, site, options, whole, ranks, batches)
@@ -63,3 +69,12 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
     result.notes += notes_on_asked(whole, options)
     result.notes += notes_on_dropout(noise, without_dropout) + notes_on_rows(subject) + batches.notes()
     return result
+
+
+def _note(subject: Subject, prompts: Sequence[Prompt], site: str, through: Through) -> str:
+    """What the targets are, and what follows for the losses."""
+    activations = [subject.capture(prompt.input_ids, [site])[site] for prompt in prompts]
+    return (
+        f"{through.note(site, activations)} So the prompt's own tokens do not give a loss of 0, and others may give a "
+        "lower one."
+    )

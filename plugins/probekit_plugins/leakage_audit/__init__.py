@@ -26,7 +26,7 @@ def _listed(value: object) -> object:
 
 
 class LeakageAuditOptions(SearchOptions):
-    """Options of the leakage audit. Every combination of site, precision and noise is tried."""
+    """Options of the leakage audit. Every combination of site, autoencoder, precision and noise is tried."""
 
     sites: probekit.Sites = Field("every-block", description="Sites whose activations might leak.")
     precisions: Annotated[list[Rounding], BeforeValidator(_listed)] = Field(
@@ -38,10 +38,16 @@ class LeakageAuditOptions(SearchOptions):
         description="σ of the normal noise that is added before that, relative to the root mean square of each "
         "position's activation.",
     )
+    through: Annotated[list[str], BeforeValidator(_listed)] = Field(
+        [],
+        description="Folders of saved autoencoders: what each makes of the activations, before noise and rounding, at "
+        "the site that it is of; the activations themselves ('none') are always among the conditions.",
+    )
 
 
 class LeakageAudit(probekit.Analysis[LeakageAuditOptions]):
-    """Says how many tokens of a prompt come back from leaked activations, by layer, precision and noise.
+    """Says how many tokens of a prompt come back from leaked activations, by layer, precision and noise, and from what
+    autoencoders make of them.
 
     Each position's token is the one of the candidates whose activation is the nearest to the leaked one, given the
     tokens found before it; verified are those that no rival is as likely as.

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from probekit import Result
+from probekit_plugins.autoencoder.through import several
 from probekit_plugins.batches import Batches, notes_on_rows
-from probekit_plugins.exact_inverter.inversion import figures, recovered, samples_to_learn_from, store
+from probekit_plugins.exact_inverter.inversion import (
+    VERIFIED_THROUGH,
+    figures,
+    recovered,
+    samples_to_learn_from,
+    store,
+    through_autoencoder,
+)
 from probekit_plugins.exact_inverter.recovery import Inverter
 from probekit_plugins.exact_inverter.targets import blurred, captured, known_positions
+from probekit_plugins.leakage_audit.conditions import NONE, Row, parts, passes
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
     from probekit_plugins.leakage_audit import LeakageAuditOptions
-
-Row = dict[str, Any]
 
 
 def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOptions, context: Context) -> Result:
@@ -25,24 +32,33 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOption
     batches = Batches(context, options)
     result = Result(tables={"conditions": []})
     samples = None
+    through = several(subject, options.through, NONE)
+    for autoencoder in through.values():
+        if not any(autoencoder.belongs(site) for site in sites):
+            autoencoder.check_sites(sites)
     for site in sites:
         exact = [
             captured(subject, prompt, site, known_positions(prompt.input_ids.shape[1], "all")) for prompt in prompts
         ]
         samples = samples or samples_to_learn_from(subject, exact, context, batches)
         inverter = Inverter(subject, site, samples, options, context, batches)
-        for precision, noise in product(options.precisions, options.noise):
-            label = f"{site}, {precision}, noise {noise}"
+        given = {NONE: exact}
+        for name, autoencoder in through.items():
+            if autoencoder.belongs(site):
+                result.notes.append(autoencoder.note(site, [target.activations for target in exact]))
+                given[name] = through_autoencoder(autoencoder, exact, subject, site, samples)
+        for name, precision, noise in product(given, options.precisions, options.noise):
+            condition: Row = {"site": site, "through": name, "precision": precision, "noise": noise}
+            label = ", ".join(parts(condition))
             targets = [
                 # The same noise at every precision and size: conditions differ by nothing else.
                 blurred(target, precision, noise, context, f"noise/{number}/{site}")
-                for number, target in enumerate(exact)
+                for number, target in enumerate(given[name])
             ]
             found = recovered(inverter, targets, context, label)
             one = Result()
             for number, (target, recovery) in enumerate(zip(targets, found, strict=True)):
                 store(one, subject, {"prompt": number, "site": site}, target, recovery)
-            condition: Row = {"site": site, "precision": precision, "noise": noise}
             for sequence in one.sequences["recovered"]:
                 sequence.labels |= condition
                 result.sequences.setdefault("recovered", []).append(sequence)
@@ -52,21 +68,29 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOption
         result.seconds[f"{site}/learning"] = inverter.seconds
     result.finding = _finding(result.tables["conditions"], len(prompts))
     for row in result.tables["conditions"]:
-        where = f"{row['site']}/{row['precision']}/noise {row['noise']}"
+        where = "/".join(parts(row))
         for name in ("token_accuracy", "verified_share", "false_positives", "candidates_per_token"):
             result.metrics[f"{where}/{name}"] = row[name]
     result.notes.append(
         "An attacker is assumed who has the model, and knows the site, the precision and the noise. Tokens are chosen "
         "one after the other, by their activations alone: a prior over texts would bring back more under strong noise."
     )
+    if through:
+        result.notes.append(VERIFIED_THROUGH)
     result.notes += notes_on_rows(subject) + batches.notes()
     return result
 
 
 def _finding(rows: Sequence[Row], prompts: int) -> str:
-    """What leaks from the deepest site as it is, and what the noise that was tried does about it."""
-    deepest = [row for row in rows if row["site"] == rows[-1]["site"]]
+    """What leaks from the deepest site as it is, and what the noise or the autoencoders that were tried do about it."""
+    of_site = [row for row in rows if row["site"] == rows[-1]["site"]]
+    deepest = [row for row in of_site if passes(row) == NONE]
     plain, worst = min(deepest, key=lambda row: row["noise"]), max(deepest, key=lambda row: row["noise"])
+    through = [
+        f"{row['token_accuracy']:.0%} through {passes(row)}"
+        for row in of_site
+        if passes(row) != NONE and (row["precision"], row["noise"]) == (plain["precision"], plain["noise"])
+    ]
 
     def leaked(row: Row) -> str:
         rounded = "" if row["precision"] == "none" else f" rounded to {row['precision']}"
@@ -75,7 +99,5 @@ def _finding(rows: Sequence[Row], prompts: int) -> str:
 
     many = "the prompt" if prompts == 1 else f"{prompts} prompts"
     cost = f"{plain['verified_share']:.0%} with proof, at {plain['candidates_per_token']:.3g} candidates a token"
-    first = f"Of {many}, {leaked(plain)}, {cost}"
-    if plain is worst:
-        return f"{first}."
-    return f"{first}; {leaked(worst)}."
+    told = [f"Of {many}, {leaked(plain)}, {cost}", ", ".join(through), "" if plain is worst else leaked(worst)]
+    return "; ".join(filter(None, told)) + "."

@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from probekit_plugins.leakage_audit.conditions import NONE, Row, parts, passes, taken
 
 if TYPE_CHECKING:
     from probekit import Page, Result
 
 # A chart has at most this many lines.
 LINES = 8
-Row = dict[str, Any]
 
 
 def draw(result: Result, page: Page) -> None:
     rows: list[Row] = result.tables["conditions"]
     several = len({row["noise"] for row in rows}) > 1
     sites = list(dict.fromkeys(row["site"] for row in rows))
-    precisions = list(dict.fromkeys(row["precision"] for row in rows))
+    ways = list(dict.fromkeys(taken(row) for row in rows))
+    coded = any(passes(row) != NONE for row in rows)
     page.prose(
         "Somebody has a layer's activations and the model that they come from. The exact inverter gives the prompt "
         "back from them, token for token. Here it is asked how far that goes when the activations are rounded where "
         "they are stored, or noise is added before they leave. Noise is normal, of standard deviation σ relative to "
         "the root mean square of each position's activation; rounding comes after it."
+        + (
+            " Through an autoencoder means: what it makes of the activations, before all that; the attacker knows how "
+            "far that is off on average."
+            if coded
+            else ""
+        )
     )
     if several:
-        shown = _spread(sites, max(1, LINES // len(precisions)))
+        told = [site for site in sites if not coded or any(passes(row) != NONE for row in rows if row["site"] == site)]
+        shown = _spread(told, max(1, LINES // len(ways)))
+        lines = {
+            site if len(ways) == 1 else f"{site}, {way}": [
+                (row["noise"], row["token_accuracy"])
+                for row in sorted(rows, key=lambda row: row["noise"])
+                if row["site"] == site and taken(row) == way
+            ]
+            for site in shown
+            for way in ways
+        }
         page.lines(
-            {
-                site if len(precisions) == 1 else f"{site}, {_named(precision)}": [
-                    (row["noise"], row["token_accuracy"])
-                    for row in sorted(rows, key=lambda row: row["noise"])
-                    if row["site"] == site and row["precision"] == precision
-                ]
-                for site in shown
-                for precision in precisions
-            },
+            {name: points for name, points in lines.items() if points},
             x="σ of the noise, relative to the activation",
             y="share of tokens that come back",
             caption="What leaks, by noise",
         )
     else:
         page.lines(
-            {
-                _named(precision): [
-                    (row["site"], row["token_accuracy"]) for row in rows if row["precision"] == precision
-                ]
-                for precision in precisions
-            },
+            {way: [(row["site"], row["token_accuracy"]) for row in rows if taken(row) == way] for way in ways},
             x="site",
             y="share of tokens that come back",
             caption="What leaks, by layer",
@@ -54,6 +59,7 @@ def draw(result: Result, page: Page) -> None:
     page.table(
         [
             "site",
+            *(["through"] if coded else []),
             "rounded to",
             "noise σ",
             "tokens right",
@@ -66,6 +72,7 @@ def draw(result: Result, page: Page) -> None:
         [
             [
                 row["site"],
+                *([passes(row)] if coded else []),
                 _named(row["precision"]),
                 row["noise"],
                 row["token_accuracy"],
@@ -87,7 +94,7 @@ def _named(precision: str) -> str:
 
 
 def _milliseconds(result: Result, row: Row) -> float | None:
-    seconds = result.seconds.get(f"{row['site']}, {row['precision']}, noise {row['noise']}")
+    seconds = result.seconds.get(", ".join(parts(row)))
     return None if seconds is None else 1000 * seconds
 
 

@@ -1,0 +1,65 @@
+"""What training and measuring share: a place, its examples, and the result that they go into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from probekit_plugins.autoencoder.labels import Labels
+
+if TYPE_CHECKING:
+    from probekit import Context, Result
+    from probekit_plugins.autoencoder import AutoencoderOptions
+    from probekit_plugins.autoencoder.data import Place
+    from probekit_plugins.autoencoder.modules import Autoencoder, Contrastive
+    from probekit_plugins.autoencoder.settings import Setting
+    from probekit_plugins.examples import Examples
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training, or an autoencoder that was saved before: its row of the table `trained` grows as it is measured."""
+
+    name: str
+    setting: Setting | None
+    seed: int
+    module: Autoencoder | Contrastive
+    row: Row
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that is known where autoencoders of one place are trained and measured."""
+
+    place: Place
+    examples: Examples
+    options: AutoencoderOptions
+    context: Context
+    result: Result
+
+    @property
+    def name(self) -> str:
+        """The place's: a site, or two."""
+        return self.place.name
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where autoencoders are: where the model is, or on a GPU if there is one and no model."""
+        subject = self.context.subject
+        where = subject.device if subject is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu") if where.type in ("mps", "meta") else where
+
+    @cached_property
+    def held(self) -> torch.Tensor:
+        """The examples that were held out, `[n, views, d]`."""
+        return self.examples.held
+
+    @cached_property
+    def labels(self) -> Labels | None:
+        """Labels of the examples, where they are asked for. Raises UsageError if there are none of that name."""
+        return None if self.options.labels is None else Labels(self.options.labels, self.examples.documents)

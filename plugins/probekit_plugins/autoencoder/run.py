@@ -1,0 +1,136 @@
+"""A whole run: every setting trained with each seed, measured on documents that it was not trained on, and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from probekit import AnalysisError, Result
+from probekit_plugins.autoencoder import figures, saved
+from probekit_plugins.autoencoder.bench import Bench, Row, Trained
+from probekit_plugins.autoencoder.beyond import beyond
+from probekit_plugins.autoencoder.measure import describe, retrieval_of
+from probekit_plugins.autoencoder.modules import Autoencoder, Contrastive
+from probekit_plugins.autoencoder.settings import Setting, made, settings
+from probekit_plugins.autoencoder.summary import summarise
+from probekit_plugins.trainer import train
+
+if TYPE_CHECKING:
+    from probekit import Context, Subject
+    from probekit_plugins.autoencoder import AutoencoderOptions
+    from probekit_plugins.autoencoder.data import Data
+    from probekit_plugins.trainer import Step, Training
+
+
+def run(data: Data, options: AutoencoderOptions, context: Context) -> Result:
+    """Train, measure and save. Raises AnalysisError if there is nothing to train on, and as `train` does."""
+    result = Result(tables={"trained": [], "settings": [], "pca": [], "losses": []})
+    collected = data.end()
+    for place, examples in collected:
+        _fill(Bench(place, examples, options, context, result))
+    summarise(result, [(place.name, examples) for place, examples in collected], data, options)
+    return result
+
+
+def _fill(at: Bench) -> None:
+    """Everything that is trained on the examples of one place."""
+    width = at.examples.training.shape[-1]
+    found = [
+        _trained(at, setting, seed, width)
+        for setting in settings(at.place.variants, width, at.options)
+        for seed in range(at.options.seeds)
+    ]
+    if at.place.views == "token":
+        for path in at.options.saved:
+            found.append(_read(at, path, width, {each.name for each in found}))
+        fractions = figures.Principal(at.examples.training[:, 0]).fractions(at.held[:, 0])
+        at.result.tables["pca"] += [
+            {"site": at.name, "width": components, "fve": fve} for components, fve in enumerate(fractions, 1)
+        ]
+        beyond(at, found)
+    at.result.tables["trained"] += [trained.row for trained in found]
+
+
+def _trained(at: Bench, setting: Setting, seed: int, width: int) -> Trained:
+    name = f"{setting.name}-seed{seed}"
+    key = f"{at.name}/{name}"
+    drawn = int(torch.randint(2**62, (1,), generator=at.context.generator(f"weights/{key}")))
+    examples, options = at.examples, at.options
+    module, arguments = made(setting, width, examples.training.shape[1], options, drawn)
+    module.to(at.device)
+    assert isinstance(module, Autoencoder | Contrastive)
+    module.prepare(examples.training)
+    row: Row = {"site": at.name, "name": name, "variant": setting.variant, "size": setting.size, "seed": seed}
+    if isinstance(module, Contrastive):
+        row["retrieval_untrained"] = retrieval_of(at, module, drawn).top1
+    size = min(options.batch, len(examples.training))
+    training = train(
+        module, _loss(at, module), lambda number: examples.batch(number, size, drawn), options, at.context, key
+    )
+    module.requires_grad_(False)
+    trained = Trained(name, setting, seed, module, row)
+    row |= {
+        "parameters": sum(each.numel() for each in module.parameters()),
+        "steps": training.steps,
+        "examples": training.steps * size,
+        "loss": float(training.losses[-max(1, training.steps // 20) :].double().mean()),
+    }
+    _keep_losses(at, name, training)
+    describe(at, trained)
+    _save(at, trained, arguments)
+    return trained
+
+
+def _loss(at: Bench, module: Autoencoder | Contrastive) -> Callable[[torch.Tensor, Step], torch.Tensor]:
+    training, device = at.examples.training, at.device
+    if at.labels is None or not isinstance(module, Contrastive):
+        return lambda rows, step: module.loss(training[rows].to(device), step)
+    labels = at.labels.of(at.examples.about)
+    return lambda rows, step: module.loss(training[rows].to(device), step, labels[rows].to(device))
+
+
+def _keep_losses(at: Bench, name: str, training: Training) -> None:
+    at.result.seconds[f"training {at.name}/{name}"] = training.seconds
+    at.result.tables["losses"] += [
+        {"site": at.name, "name": name, "step": step, "loss": loss} for step, loss in training.curve()
+    ]
+
+
+def _save(at: Bench, trained: Trained, arguments: Row) -> None:
+    keep = {key: value for key, value in trained.row.items() if isinstance(value, int | float)}
+    subject = at.context.subject
+    facts = {} if subject is None else {"name": _name(subject), **subject.facts}
+    about = saved.described(at.name, facts, at.options.skip_first, keep)
+    if trained.setting is not None and trained.setting.sparse:
+        found = trained.module.files(about)  # type: ignore[operator]
+    else:
+        found = saved.files(str(trained.row["variant"]), arguments, trained.module, about)
+    for file, content in found.items():
+        at.result.files[f"{at.name}/{trained.name}/{file}"] = content
+
+
+def _name(subject: Subject) -> str:
+    """What the model is called: its name on the hub, or its folder's."""
+    name = str(getattr(subject.model, "name_or_path", ""))
+    return Path(name).name if Path(name).exists() else name
+
+
+def _read(at: Bench, path: str, width: int, taken: Set[str]) -> Trained:
+    found = saved.read(path)
+    if found.width != width:
+        raise AnalysisError(
+            f"The autoencoder '{path}' takes activations of width {found.width}, but those at {at.name} have "
+            f"{width}; name the site that it belongs to."
+        )
+    module = found.autoencoder.to(at.device)
+    name, number = found.name, 1
+    while name in taken:
+        number += 1
+        name = f"{found.name} ({number})"
+    row: Row = {"site": at.name, "name": name, "variant": "saved", "size": None, "seed": None}
+    trained = Trained(name, None, 0, module, row)
+    describe(at, trained)
+    return trained

@@ -1,0 +1,20 @@
+"""A model on one device, an autoencoder on another: the same bits."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from tests import second_device
+from tests.autoencoder.placed import figures
+
+
+@pytest.mark.skipif(not second_device.is_possible(), reason="torch takes no devices made in Python")
+def test_devices_do_not_matter() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), second_device.register) as process:
+        on_cpu = process.submit(figures, "cpu", "cpu").result()
+        assert on_cpu[0]["plain"]["tokens"] == 9
+        for pair in (("twin:0", "twin:0"), ("twin:0", "cpu"), ("cpu", "twin:1"), ("twin:0", "twin:1")):
+            assert process.submit(figures, *pair).result() == on_cpu, pair
