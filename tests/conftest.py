@@ -33,11 +33,33 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 ROOT = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "PROBEKIT_TEST_DATA"
 
+# The files that take longest. They come first, so that none of them is begun when the other workers have nothing left;
+# pytest-xdist by itself begins with the files of most tests, and most of these have few.
+LONGEST = (
+    "test_wheel.py",
+    "test_quickstart.py",
+    "test_new_plugin.py",
+    "test_example_plugins.py",
+    "forward/test_every_architecture.py",
+    "forward/test_architectures.py",
+    "forward/test_sequences.py",
+    "analyses/test_leaves_no_trace.py",
+    "runs/test_resume.py",
+    "runs/test_studies.py",
+    "models/test_matrix.py",
+)
+
 TRAINING_TEXT = [
     "The sky is blue and the sea is green.",
     "Once upon a time, there was a little girl named Lily.",
     "What does a layer of the model still know about its input?",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / "tests" / file: place for place, file in enumerate(LONGEST)}
+    assert all(path.is_file() for path in places)
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,9 @@ class Collection:
         self._most_held, self._memory, self._generator = held_out_tokens, memory, generator
         self._held: list[tuple[bytes, Document]] = []
         self._held_tokens = 0
+        # The least digest that did not fit: what is not below it is to train on, also if it comes once more.
+        self._bound: bytes | None = None
+        self._measurable = 0
         self._kept: list[torch.Tensor] = []
         self._about: list[torch.Tensor] = []
         self._kept_bytes = 0
@@ -127,20 +130,21 @@ class Collection:
         """All that was collected. Raises AnalysisError if there is nothing to train on, or nothing to measure by."""
         if self._held:
             self._limit()
-        cut = max(0, min(max(1, round(self._share * self.documents)), len(self._held), self.documents - 1))
+        wanted = max(1, round(self._share * self._measurable))
+        cut = max(0, min(wanted, len(self._held), self._measurable - 1))
         while 0 < cut < len(self._held) and self._held[cut][0] == self._held[cut - 1][0]:
             cut += 1  # the same document once more
         chosen, rest = self._held[:cut], self._held[cut:]
         for _, document in rest:
             self._keep(document)
         self._prune()
-        held = sorted((document for _, document in chosen if len(document.examples)), key=lambda each: each.number)
+        held = sorted((document for _, document in chosen), key=lambda each: each.number)
         training = torch.cat(self._kept) if self._kept else torch.empty(0)
         if not held or not len(training):
             raise AnalysisError(
                 f"Of {self.documents} documents with {self.tokens} tokens nothing is left to "
-                f"{'measure by' if len(training) else 'train on'}; give more and longer prompts, a tenth of which is "
-                "held out, or a recording of them."
+                f"{'measure by' if len(training) else 'train on'}; give more and longer prompts, no two "
+                "of them the same, or a recording of such: some of them are held out."
             )
         about = torch.cat(self._about)
         return Examples(training, about, held, self.documents, self.tokens, self.seen, self._token_texts)
@@ -160,7 +164,13 @@ class Collection:
         """Those whose digests are the least are held out: at first all, then fewer as more come."""
         self.documents += 1
         self.tokens += len(document.ids)
+        if not len(document.examples):
+            return
+        self._measurable += 1
         digest = hashlib.sha256(str(document.ids).encode()).digest()
+        if self._bound is not None and digest >= self._bound:
+            self._keep(document)
+            return
         self._held.append((digest, document))
         self._held_tokens += len(document.ids)
         if self._held_tokens > 2 * self._most_held:
@@ -170,6 +180,7 @@ class Collection:
         """What does not fit goes to the training, the greatest digests first; but for the least, however long it is."""
         self._held.sort(key=lambda pair: (pair[0], pair[1].number))
         while self._held_tokens > self._most_held and (last := self._held[-1][0]) != self._held[0][0]:
+            self._bound = last
             while self._held[-1][0] == last:
                 _, gone = self._held.pop()
                 self._held_tokens -= len(gone.ids)
@@ -177,8 +188,6 @@ class Collection:
 
     def _keep(self, document: Document) -> None:
         examples = document.examples
-        if not len(examples):
-            return
         self.seen += len(examples)
         self._kept.append(examples)
         self._about.append(document.about)

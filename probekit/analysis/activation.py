@@ -50,7 +50,7 @@ class ActivationAnalysis(Analysis[OptionsT]):
 
         source = LiveActivations(subject, lambda: [prompt.input_ids[0].tolist() for prompt in prompts], len(prompts))
         context = copy.copy(self.context)
-        context.subject = subject
+        context.subject, context.facts = subject, dict(subject.facts)
         fresh = type(self)(self.options, context)  # what is called twice does not count twice
         sites = source.expand_sites(site_expression(fresh))
         with self.context.progress("prompts", len(prompts)) as progress:

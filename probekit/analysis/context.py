@@ -142,7 +142,8 @@ class Context:
 
     `results` are those of the run's analyses that are done, by name, as read back from disk; an analysis that
     `consumes` runs after the others, so that they are there. `subject` is the model where there is one: None for an
-    analysis of activations that runs on a recording.
+    analysis of activations that runs on a recording. `facts` are what is known of the model in both cases, as the hash
+    of its weights.
     """
 
     def __init__(
@@ -153,9 +154,11 @@ class Context:
         store: Store | None = None,
         results: Mapping[str, Result] | None = None,
         subject: Subject | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.seed = seed
         self.subject = subject
+        self.facts: dict[str, Any] = dict(facts or {})
         self.results: dict[str, Result] = dict(results or {})
         self._analysis = analysis
         self._listener: Listener = listener or Silent()

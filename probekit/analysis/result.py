@@ -167,9 +167,11 @@ class Result:
 
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or "\\" in name or any(part.startswith(".") for part in path.parts):
+    # Another way to write a path would put two files into one place.
+    plain = path.parts and path.as_posix() == name and not {"\\", "\0"} & set(name)
+    if not plain or path.is_absolute() or any(part.startswith(".") for part in path.parts):
         raise AnalysisError(
-            f"The file '{name}' of a result has no path below its folder; expected one such as 'a/b.txt'."
+            f"The file {name!r} of a result has no path below its folder; expected one such as 'a/b.txt'."
         )
     return path.as_posix()
 

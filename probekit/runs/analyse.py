@@ -156,8 +156,9 @@ class Analyses:
         containment = Containment(name, config.seed, self._recorder.message, self._time_limit)
 
         def make() -> Analysis[Any]:
-            subject = self._repair.loaded.subject
-            context = Context(config.seed, name, self._recorder, self._store(name), self.outcome.results, subject)
+            loaded, store = self._repair.loaded, self._store(name)
+            results, facts = self.outcome.results, loaded.source.facts
+            context = Context(config.seed, name, self._recorder, store, results, loaded.subject, facts)
             made: Analysis[Any] = analysis(self._resolved.options[name], context)
             return made
 

@@ -86,6 +86,12 @@ BAD: dict[str, dict[str, Any]] = {
 # What is wrong with each bad input; without an entry, its site.
 SENTENCES = {"frozen-head": "the model's context has room for 32", "repetition": "the model's context is 32"}
 CALLS = (1, 2, 5, 9)
+# What fails at each of these calls, and how.
+FAILING: dict[str, type[BaseException]] = {
+    "transformer.wte": RuntimeError,
+    "transformer.h.0.attn": KeyboardInterrupt,
+    "transformer.h.1": RuntimeError,
+}
 # Analyses that call a block less often: for each of the three prompts; or for all of them at once, after two calls for
 # each of the three blocks that tell what padding does, once for a subject.
 CALLED = {"activation-statistics": 7, "layer-similarity": 7, "pseudo-inverse": 3}
@@ -158,29 +164,23 @@ def test_bad_input(name: str, subject: probekit.Subject, assert_untouched: Untou
         run(subject, name, BAD[name])
 
 
-@pytest.mark.parametrize(
-    ("place", "error"),
-    [("transformer.wte", RuntimeError), ("transformer.h.0.attn", KeyboardInterrupt), ("transformer.h.1", RuntimeError)],
-    ids=["embedding crash", "attention interrupt", "block crash"],
-)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_module_that_fails_at_the_nth_call(
-    name: str, place: str, error: type[BaseException], subject: probekit.Subject, assert_untouched: Untouched
-) -> None:
-    reached = 0
-    for call in CALLS:
-        handle = subject.model.get_submodule(place).register_forward_hook(failing_at(call, error))
-        try:
-            run(subject, name, OPTIONS[name])
-        except error:
-            reached += 1
-        finally:
-            handle.remove()
+def test_modules_that_fail_at_the_nth_call(name: str, subject: probekit.Subject, assert_untouched: Untouched) -> None:
+    for place, error in FAILING.items():
+        reached = 0
+        for call in CALLS:
+            handle = subject.model.get_submodule(place).register_forward_hook(failing_at(call, error))
+            try:
+                run(subject, name, OPTIONS[name])
+            except error:
+                reached += 1
+            finally:
+                handle.remove()
+        assert reached >= (1 if name in SHARE_A_PASS else 2), (
+            f"the analysis called {place} often enough for the failure to happen"
+        )
     with assert_untouched(subject.model):
         run(subject, name, OPTIONS[name])
-    assert reached >= (1 if name in SHARE_A_PASS else 2), (
-        "the analysis called this module often enough for the failure to happen"
-    )
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt], ids=["crash", "interrupt"])

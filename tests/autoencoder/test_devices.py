@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 from tests import second_device
-from tests.autoencoder.placed import figures
+from tests.autoencoder.placed import figures, sparse
 
 
 @pytest.mark.skipif(not second_device.is_possible(), reason="torch takes no devices made in Python")
@@ -18,3 +19,10 @@ def test_devices_do_not_matter() -> None:
         assert on_cpu[0]["plain"]["tokens"] == 9
         for pair in (("twin:0", "twin:0"), ("twin:0", "cpu"), ("cpu", "twin:1"), ("twin:0", "twin:1")):
             assert process.submit(figures, *pair).result() == on_cpu, pair
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sae_lens") is None, reason="SAELens is not installed")
+@pytest.mark.skipif(not second_device.is_possible(), reason="torch takes no devices made in Python")
+def test_a_sparse_one_is_trained_where_the_model_is() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), second_device.register) as process:
+        assert process.submit(sparse, "twin:0").result() == process.submit(sparse, "cpu").result()

@@ -73,6 +73,26 @@ def test_a_document_that_is_there_twice_is_never_on_both_sides() -> None:
     assert not held & trained
 
 
+def test_a_document_that_went_to_the_training_is_not_held_out_when_it_comes_again() -> None:
+    long = [[1000 + place for place in range(60)]]
+    met = 0
+    for number in range(20):
+        # Where its digest is the greater: 18 copies do not fit, go to the training, and leave room for two more.
+        short = [[10 * number + place for place in range(8)]]
+        found = collected([*long, *short * 20], held_out=0.9, held_out_tokens=100)
+        assert len(found.held_out) in (1, 20), "the long one, or all copies of the other"
+        met += len(found.held_out) == 1
+    assert met
+
+
+def test_documents_without_an_example_take_no_place_among_those_held_out() -> None:
+    for first in range(20):
+        short = [[first * 100 + number] for number in range(40)]
+        found = collected([*short, [1, 2, 3], [4, 5, 6]], held_out=0.01)
+        assert len(found.held_out) == 1
+        assert len(found.training) == 2
+
+
 def test_few_tokens_are_held_out_of_many_documents() -> None:
     found = collected(DOCUMENTS * 20, held_out_tokens=40)
     assert len({tuple(document.ids) for document in found.held_out}) == 1, "all its copies, and no other"

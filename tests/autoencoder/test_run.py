@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,10 @@ import pytest
 import torch
 
 import probekit
+from probekit.testing import tiny_subject
 from probekit_plugins.autoencoder import saved
 from probekit_plugins.autoencoder.figures import fraction_of_variance
+from probekit_plugins.autoencoder.labels import agreement
 
 WORDS = [
     "the",
@@ -99,6 +105,11 @@ def test_the_card_of_a_training_says_what_it_was(done: probekit.Run) -> None:
     assert done.result.seconds["training block.1/plain-2-seed0"] > 0
     assert done.result.metrics["block.1/documents"] == 40
     assert done.result.metrics["block.1/documents_held_out"] == 4
+    cards = done.path / "analyses" / "autoencoder" / "files" / "block.1" / row["name"] / "cfg.json"
+    card = json.loads(cards.read_text(encoding="utf-8"))
+    assert (card["figures"]["steps"], card["figures"]["seed"], card["figures"]["fve"]) == (30, 0, row["fve"])
+    known = {name: done.result.metrics[f"block.1/{name}"] for name in ("documents", "documents_held_out", "examples")}
+    assert {"source": "the prompts", **known}.items() <= card["data"].items()
 
 
 def test_what_is_saved_gives_the_figures_of_the_report(done: probekit.Run, model: Path) -> None:
@@ -111,6 +122,8 @@ def test_what_is_saved_gives_the_figures_of_the_report(done: probekit.Run, model
         found = saved.read(folder)
         assert found.error == row["error"]
         assert found.weights == subject.facts["weights_sha256"]
+        figures = json.loads((folder / saved.CONFIG).read_text())["figures"]
+        assert figures["kl_spliced"] == row["kl_spliced"]
         per_document = [subject.capture(ids, ["block.1"])["block.1"][0, 1:] for ids in map(subject.encode, prompts())]
         every = torch.cat(per_document)
         whole = fraction_of_variance(every, found.autoencoder.reconstruct(every))
@@ -154,6 +167,8 @@ def test_a_recording_gives_what_the_live_model_gives_but_for_what_takes_the_mode
     assert {name: content for name, content in one.items() if name.endswith("safetensors")} == {
         name: content for name, content in other.items() if name.endswith("safetensors")
     }
+    weights = probekit.load(str(model)).facts["weights_sha256"]
+    assert saved.read(recorded.path / folder / "block.1" / "plain-2-seed0").weights == weights
 
 
 def test_without_prompts_to_speak_of_the_model_writes_its_own_text(model: Path, tmp_path: Path) -> None:
@@ -247,3 +262,66 @@ def test_what_cannot_be_done_is_one_sentence(
     assert sentence in found.failures["autoencoder"]
     assert "Traceback" not in found.failures["autoencoder"]
     assert not (found.path / "analyses" / "autoencoder" / "traceback.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"labels": "nowhere.txt"}, "no file that can be read"),
+        ({"variants": ["plain", "topk"], "features": 8, "active": [2, 9]}, "has 9 of 8 features active"),
+        ({"saved": ["nowhere"]}, "There is no autoencoder in 'nowhere'"),
+        ({"saved": ["plain-6-seed1"], "sites": "block.0"}, r"is of block\.1, which is not among the sites"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_trained(
+    done: probekit.Run,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    sentence: str,
+) -> None:
+    def never(*given: Any, **named: Any) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", never)
+    monkeypatch.chdir(done.path / "analyses" / "autoencoder" / "files" / "block.1")
+    assert re.search(sentence, run(model, tmp_path / "run", **options).failures["autoencoder"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"widths": [6, 6]}, {"active": "2,4,2"}, {"penalties": [1.0, 1.0000001]}, {"variants": "plain,plain"}]
+)
+def test_two_trainings_of_one_name_are_refused(model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(probekit.UsageError, match=r"each size once|each variant once"):
+        run(model, tmp_path / "run", **options)
+
+
+@pytest.mark.parametrize("name", ["plain-2", "plain-2-seed0", "none"])
+def test_a_saved_autoencoder_has_a_row_of_its_own_whatever_its_folder_is_called(
+    done: probekit.Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    files = done.path / "analyses" / "autoencoder" / "files" / "block.1" / "plain-6-seed1"
+    shutil.copytree(files, tmp_path / name)
+    monkeypatch.chdir(tmp_path / name)
+    found = run(model, tmp_path / "run", widths=[2], seeds=1, saved=["."])
+    assert [row["name"] for row in rows(found)] == ["plain-2-seed0", f"{name} (2)"]
+    assert [(row["setting"], row["seeds"]) for row in rows(found, "settings")] == [("plain-2", 1), (f"{name} (2)", 1)]
+
+
+def test_one_example_is_enough_to_measure_by() -> None:
+    subject = tiny_subject()
+    documents = [torch.tensor([[number, number + 1, number + 2]]) for number in range(12)]
+    analysis = probekit.Plugins().analysis("autoencoder")
+    options = analysis.options_model(**SMALL, skip_first=2, labels="token")
+    texts = [probekit.Prompt("", ids, subject.tokens(ids)) for ids in documents]
+    found = analysis(options, probekit.Context()).run(subject, texts)
+    assert found.metrics["block.1/examples_held_out"] == 1
+    assert "scatter" not in found.tables
+    assert [row["fve"] for row in found.tables["trained"]] == [None] * 4
+
+
+def test_codes_that_are_all_the_same_agree_with_no_labels_and_warn_nobody() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert agreement(torch.zeros(40, 3), torch.arange(40) % 4, 0) == 0

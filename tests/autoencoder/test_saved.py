@@ -124,3 +124,22 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         (tmp_path / "mine" / name).write_bytes(content)
     with pytest.raises(probekit.UsageError, match="holds NaN or infinity"):
         saved.read(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("error", [float("inf"), float("nan"), -1.0, 10**400, "0.1", None])
+def test_a_figure_that_is_none_is_taken_as_not_given(tmp_path: Path, error: object) -> None:
+    written(tmp_path / "mine")
+    path = tmp_path / "mine" / saved.CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"figures": {"error": error}, "skip_first": 10**30}), encoding="utf-8")
+    found = saved.read(tmp_path / "mine")
+    assert (found.error, found.skip_first) == (None, 0)
+
+
+def test_an_architecture_that_is_no_name_is_a_sentence(tmp_path: Path) -> None:
+    written(tmp_path / "mine")
+    path = tmp_path / "mine" / saved.CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"architecture": ["plain"]}), encoding="utf-8")
+    with pytest.raises(probekit.UsageError, match="of a kind that this version does not know"):
+        saved.read(tmp_path / "mine")

@@ -277,6 +277,13 @@ def test_sae_lens_loads_what_is_saved_and_so_do_we_without_it(
     assert (about["model_name"], about["hook_name"], about["figures"]) == ("demo", "block.-2", ABOUT["figures"])
 
 
+def test_what_is_saved_stands_in_an_order_of_its_own(small: dict[str, Sparse]) -> None:
+    """SAELens' own order is that of a set, and so another one in each process."""
+    config = json.loads(small["topk"].files(ABOUT)["cfg.json"])
+    assert list(config) == sorted(config)
+    assert list(config["metadata"]) == sorted(config["metadata"])
+
+
 def test_batchtopk_is_saved_with_the_threshold_that_it_learnt(small: dict[str, Sparse], rows: torch.Tensor) -> None:
     codec = small["batchtopk"].inference().codec
     assert float(codec.threshold.min()) == float(codec.threshold.max()) > 0

@@ -15,14 +15,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 import probekit
 from tests.forward.tiny import make, tiny
 
+GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
 GPT2_XL = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 1600, "n_layer": 48, "n_head": 25}
-LLAMA_103B = {
+# Wide and not deep: what its blocks take to describe grows with their number alone.
+LLAMA_105B = {
     "model_type": "llama",
     "vocab_size": 32000,
-    "hidden_size": 10240,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 80,
-    "intermediate_size": 28000,
+    "hidden_size": 40960,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 320,
+    "intermediate_size": 112000,
 }
 
 # The command line with less address space than a thousandth of the weights would take, beside what is there already.
@@ -102,13 +104,13 @@ def test_a_config_alone_is_enough(probekit_cli: Any, tmp_path: Path) -> None:
 
 
 def test_the_text_has_one_line_for_blocks_that_are_alike(probekit_cli: Any, tmp_path: Path) -> None:
-    ended = probekit_cli("models", "show", written(tmp_path, **GPT2_XL))
+    ended = probekit_cli("models", "show", written(tmp_path, **GPT2))
     assert ended.code == 0, ended.err
     lines = [" ".join(line.split()) for line in ended.out.splitlines()]
-    assert "block.0 … block.47 [batch, sequence, 1600]" in lines
-    assert "blocks transformer.h 48 × GPT2Block" in lines
-    assert "total 1,557,611,200 100.0 %" in lines
-    assert "float32 5.80 GiB 3.05 GiB 5.80 GiB" in lines
+    assert "block.0 … block.11 [batch, sequence, 768]" in lines
+    assert "blocks transformer.h 12 × GPT2Block" in lines
+    assert "total 124,439,808 100.0 %" in lines
+    assert "float32 475 MiB 312 MiB 475 MiB" in lines
     assert "unembedding lm_head Linear, tied to the embedding" in lines
     assert max(map(len, ended.out.splitlines())) <= 100
 
@@ -166,12 +168,12 @@ def test_parts_are_spread_over_the_memory_that_is_given(probekit_cli: Any) -> No
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="The address space in use is read from /proc.")
 def test_a_model_of_a_hundred_billion_parameters_takes_no_memory(probekit_process: Any, tmp_path: Path) -> None:
-    name = written(tmp_path / "model", **LLAMA_103B)
+    name = written(tmp_path / "model", **LLAMA_105B)
     ended = probekit_process("models", "show", name, "--json", code=BOUNDED)
     assert ended.code == 0, ended.err
     facts = json.loads(ended.out)
     assert facts["parameters"]["total"] > 100e9
-    assert facts["sites"]["block.79"] == ["batch", "sequence", 10240]
+    assert facts["sites"]["block.4"] == ["batch", "sequence", 40960]
     assert facts["supports"]["gradients"]["supported"] is True
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import inspect
 import json
 import os
@@ -396,6 +397,8 @@ def _warm_up() -> None:
     """One forward in the parent: what transformers and torch import only when they run, no child imports again."""
     torch.set_num_threads(1)  # the threads of a pool would not live on in a forked child
     examine("gemma3_text", lambda key, value: None)
+    gc.collect()
+    gc.freeze()  # no child looks through what is here, which would copy its pages, for what it may free
 
 
 def _in_child(name: str) -> Record:

@@ -148,7 +148,9 @@ def _alone(
 
 
 def _walked(subject: probekit.Subject) -> list[torch.Tensor]:
-    walk = ClampedWalk(ClampedWalkOptions(sites="block.-1", steps=3, walkers=2), probekit.Context())
+    walk = ClampedWalk(
+        ClampedWalkOptions(sites="block.-1", steps=3, walkers=2, inner=[3], noise_draws=1), probekit.Context()
+    )
     result = walk.run(subject, [probekit.Prompt("", IDS.to(subject.device), subject.tokens(IDS))])
     return [result.tensors[name] for name in sorted(result.tensors)]
 

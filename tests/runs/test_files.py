@@ -66,7 +66,9 @@ def test_files_are_kept_beside_the_result_and_given_back_as_paths(begin: Callabl
     assert run.result.encode()["files/b.txt"] == b"b.txt"
 
 
-@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "", ".", ".hidden", "a/.tmp", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../out", "/out", "a/../../out", "", ".", ".hidden", "a/.tmp", "a\\b", "a//b", "a/", "a\0b"]
+)
 def test_a_path_that_leads_elsewhere_is_refused(
     begin: Callable[..., probekit.Run], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

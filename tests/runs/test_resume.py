@@ -20,6 +20,8 @@ from probekit.plugins import Plugins
 from probekit.runs import Run, execute, resolve, resume
 
 OPTIONS = {"steps": 40, "restarts": 3, "sites": "blocks", "record_every": 7, "rows_at_once": 4}
+# Fewer steps, where each optimiser is interrupted at several moments.
+BRIEF = {"steps": 16, "record_every": 3}
 OUTPUT = Path("run")  # relative, so that no two runs differ in their paths
 
 
@@ -91,7 +93,7 @@ def whole(model: Path, descent: dict[str, Any], tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        begin(configured(model, **descent), save_every=1000.0)
+        begin(configured(model, **BRIEF, **descent), save_every=1000.0)
     return folder / OUTPUT
 
 
@@ -100,14 +102,15 @@ def every_step_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("probekit.analysis.context.SECONDS_BETWEEN_UPDATES", 0.0)
 
 
-@pytest.mark.parametrize("moment", [1, 40, 95, 180])
+# The first step, the last of the first batch, and one within the first batch of the second and of the third site.
+@pytest.mark.parametrize("moment", [1, 16, 38, 72])
 def test_one_interrupt_finishes_the_step_saves_and_says_how_to_resume(
     model: Path, descent: dict[str, Any], whole: Path, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     listener = At(moment, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        begin(configured(model, **descent), listener, save_every=1000.0)
+        begin(configured(model, **BRIEF, **descent), listener, save_every=1000.0)
     assert listener.seen == moment, "the run went no further than the step that it was in"
     assert "probekit run --resume run" in listener.messages[-1]
     manifest = json.loads((OUTPUT / "run.json").read_text())
@@ -267,7 +270,8 @@ def whole_by_command_line(model: Path, folder: Path) -> Path:
     return folder / OUTPUT
 
 
-@pytest.mark.parametrize("dropout", [False, True])
+# With dropout, a run saves all that one without it saves, and the state of its masks.
+@pytest.mark.parametrize("dropout", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_killed_twice_and_resumed(dropout: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OPTIONS, "dropout", dropout)
     whole = whole_by_command_line(model, tmp_path / "whole")

@@ -48,8 +48,8 @@ class AutoencoderOptions(TrainingOptions):
     penalties: Annotated[list[Annotated[float, Field(gt=0)]], BeforeValidator(listed)] = Field(
         [0.3, 1.0, 3.0],
         min_length=1,
-        description="L1 and JumpReLU: weight λ of the penalty, the activations scaled to a mean squared norm of d about "
-        "their mean.",
+        description="L1 and JumpReLU: weight λ of the penalty, the activations scaled to a mean squared norm of d "
+        "about their mean.",
     )
     noise_variance: float = Field(
         0.1, gt=0, description="Variational: σ² of an entry that is decoded, of activations scaled to variance 1."
@@ -100,9 +100,14 @@ class AutoencoderOptions(TrainingOptions):
     )
 
     @model_validator(mode="after")
-    def _two_views(self) -> AutoencoderOptions:
+    def _each_once(self) -> AutoencoderOptions:
         if len(set(self.variants)) < len(self.variants):
             raise ValueError("each variant once")
+        for name in ("widths", "active", "penalties"):
+            # As they stand in a training's name, by which what is kept of it is found again.
+            sizes = [f"{size:g}" for size in getattr(self, name)]
+            if again := next((size for size in sizes if sizes.count(size) > 1), None):
+                raise ValueError(f"{name} has {again} twice, to six digits; give each size once")
         return self
 
 

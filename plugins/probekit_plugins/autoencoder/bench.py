@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ class Trained:
     seed: int
     module: Autoencoder | Contrastive
     row: Row
+    write: Callable[[Mapping[str, Any]], dict[str, bytes]] | None = None
+    """Its files, given what is to be said of it; None for one that was saved before."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Bench:
     options: AutoencoderOptions
     context: Context
     result: Result
+    source: str
 
     @property
     def name(self) -> str:
@@ -58,6 +62,19 @@ class Bench:
     def held(self) -> torch.Tensor:
         """The examples that were held out, `[n, views, d]`."""
         return self.examples.held
+
+    @cached_property
+    def data(self) -> dict[str, str | int]:
+        """What is trained on and measured by here, as it stands on the card of a training."""
+        found = self.examples
+        return {
+            "source": self.source,
+            "documents": found.documents,
+            "tokens": found.tokens,
+            "examples": len(found.training),
+            "documents_held_out": len(found.held_out),
+            "examples_held_out": len(self.held),
+        }
 
     @cached_property
     def labels(self) -> Labels | None:

@@ -70,10 +70,12 @@ def _invert(
             about: Row = {"site": at.name, "prompts": len(prompts), "tokens": row["tokens"]}
             at.result.tables.setdefault("survival_baseline", []).append(about | figures_of)
         else:
+            figures_of["tokens_survived_aware"] = row["token_accuracy_aware"]
+            figures_of["prompts_survived_aware"] = row["exact_prompts_aware"]
             decoded[str(row["autoencoder"])].row.update(figures_of)
     shown = at.result.sequences.setdefault("survivors", [])
     shown += [replace(each, labels={**each.labels, "name": "prompt"}) for each in found.prompts]
-    for each in found.recovered:
+    for each in (*found.recovered, *found.aware):
         labels = dict(each.labels)
         name = labels.pop("autoencoder")
         shown.append(replace(each, labels=labels | {"name": "exact" if name == NONE else name}))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from probekit import ActivationBatch, Prompt, UsageError
+from probekit_plugins.autoencoder import SPARSE
+from probekit_plugins.autoencoder.saved import read
+from probekit_plugins.autoencoder.sparse_format import sae_lens
 from probekit_plugins.batches import Batches
 from probekit_plugins.examples import Collection, Examples, Views
 from probekit_plugins.texts import begun, piece_length, pieces_of_file
@@ -60,6 +63,7 @@ class Data:
                     "with -o sites=block.1,block.3, or other views (-o views=dropout)."
                 )
             self._places.append(Place(" and ".join(self.sites), "sites", self.sites, of_pairs))
+        self._check()
         self._collections = self._made()
         self._first: torch.Tensor | None = None
         self._asked_for_text = options.text is not None
@@ -88,6 +92,18 @@ class Data:
             self._capture(subject, self._written(subject, self._first))
         return [(place, kept.end()) for place, kept in zip(self._places, self._collections, strict=True)]
 
+    def _check(self) -> None:
+        """Raise UsageError for what is missing, before anything is collected."""
+        if sparse := next((variant for variant in self._options.variants if variant in SPARSE), None):
+            sae_lens(f"The variant '{sparse}'", ", or choose a variant that is not sparse")
+        for path in self._options.saved:
+            found = read(path)
+            if found.site not in ("", *self.sites):
+                raise UsageError(
+                    f"The autoencoder '{found.name}' is of {found.site}, which is not among the sites "
+                    f"({', '.join(self.sites)}); give -o sites={found.site}."
+                )
+
     def _made(self) -> list[Collection]:
         options = self._options
         return [
@@ -115,7 +131,7 @@ class Data:
 
     def _capture(self, subject: Subject, pieces: torch.Tensor) -> None:
         with self._context.progress("activations of the text", len(pieces)) as progress:
-            for batch in batches(subject, begun(subject, pieces), self.sites):
+            for batch in batches(subject, begun(subject, pieces), self.sites, self._context):
                 self._add(batch)
                 progress.step(len(batch.prompts))
 
@@ -124,11 +140,19 @@ def _writes(subject: Subject) -> bool:
     return can_generate(subject) and subject.anatomy.sequence is None
 
 
-def batches(subject: Subject, pieces: torch.Tensor, sites: Sequence[str]) -> Iterator[ActivationBatch]:
-    """The activations of pieces of one length, `[pieces, T]`, some at a time."""
+def batches(
+    subject: Subject, pieces: torch.Tensor, sites: Sequence[str], context: Context
+) -> Iterator[ActivationBatch]:
+    """The activations of pieces of one length, `[pieces, T]`, some at a time, and fewer where memory runs out."""
+    memory = Batches(context)
     for first in range(0, len(pieces), AT_ONCE):
         ids = pieces[first : first + AT_ONCE]
-        captured: Mapping[str, Any] = subject.capture(ids, list(sites))
+
+        def captured(rows: slice, ids: torch.Tensor = ids) -> dict[str, torch.Tensor]:
+            return subject.capture(ids[rows], list(sites))
+
+        parts = memory.parts(len(ids), captured, f"activations of the text/{first}")
+        activations = {site: torch.cat([part[site] for part in parts]) for site in sites}
         numbers = torch.arange(first, first + len(ids))
         ids = ids.cpu()
-        yield ActivationBatch(captured, ids, torch.ones_like(ids, dtype=torch.bool), numbers, subject.tokens)
+        yield ActivationBatch(activations, ids, torch.ones_like(ids, dtype=torch.bool), numbers, subject.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,5 +77,7 @@ def agreement(codes: torch.Tensor, labels: torch.Tensor, seed: int) -> float | N
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_mutual_info_score
 
-    clusters = KMeans(kinds, n_init=4, random_state=seed % 2**32).fit_predict(codes.double().numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fewer different codes than clusters
+        clusters = KMeans(kinds, n_init=4, random_state=seed % 2**32).fit_predict(codes.double().numpy())
     return float(adjusted_mutual_info_score(labels.numpy(), clusters))

@@ -63,7 +63,7 @@ def _score(at: Bench, trained: Trained, codes: torch.Tensor) -> None:
             trained.row["agreement"] = agreement(codes[often], labels[often], trained.seed)
             chosen = often[:: max(1, len(often) // SCATTERED)][:SCATTERED]
             texts = [at.labels.text(label, at.examples) for label in labels[chosen].tolist()]
-    if trained.seed == 0 and codes.shape[1] > 1:
+    if trained.seed == 0 and min(codes.shape) > 1:  # one example, or one dimension, is no plane
         centred = codes.double() - codes.double().mean(0)
         first_two = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
         points = centred[chosen] @ first_two.T

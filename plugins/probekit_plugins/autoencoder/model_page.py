@@ -31,6 +31,16 @@ SIZE = "numbers kept (width, or L0)"
 # Prompts that are shown token by token, and those that are open.
 PROMPTS, OPEN = 8, 2
 MARKS = {"right": "the prompt's own token", "wrong": "another token"}
+TOLD = {"wrong": "another token, or one that is not told from others"}
+# Figures of who knows the autoencoder, and what the page calls that.
+AWARE, KNOWN = "tokens_survived_aware", "autoencoder known"
+KNOWING = (
+    "\n\nThat attacker does not know the autoencoder. Another one does, as anybody must who decodes the code: each "
+    "candidate's activation is passed through it too, and what gives the same x̂ is taken. Then a token survives only "
+    "if nothing else that was tried gives the same x̂; where two tokens do, it is lost, even if the right one was tried "
+    "first. This asks whether the code still tells this prompt from others. It is given x̂ in full precision, so that "
+    "two numbers may be enough: it does not say that what survives would bear noise."
+)
 
 
 def draw_model(result: Result, page: Page) -> None:
@@ -91,12 +101,13 @@ def _by_size(page: Page, rows: Sequence[Row], figure: str, unit: str, what: str)
 
 def draw_survival(result: Result, page: Page, options: AutoencoderOptions) -> None:
     """How many tokens come back from x̂, beside what comes back from x, and which."""
-    rows = settings_with(result, "tokens_survived", "prompts_survived")
+    rows = settings_with(result, "tokens_survived", "prompts_survived", AWARE)
     baseline: dict[str, Row] = {str(row["site"]): row for row in result.tables.get("survival_baseline", [])}
     if not rows and not baseline:
         return
     page.heading("What survives of the prompt")
     kept = options.skip_first
+    known = any(row.get(AWARE) is not None for row in rows)
     page.prose(
         "Could somebody who gets the compressed activation read the prompt from it? Here the exact inverter tries: "
         "from the left, it takes the token whose activation is the nearest to x̂, given the tokens that it found "
@@ -108,31 +119,39 @@ def draw_survival(result: Result, page: Page, options: AutoencoderOptions) -> No
             if kept
             else ""
         )
+        + (KNOWING if known else "")
     )
     several = len(sites_of([*rows, *baseline.values()])) > 1
     names = [f"exact activation at {site}" if several else "exact activation" for site in baseline]
+    titles = {"tokens_survived": "tokens survived", "prompts_survived": "whole prompts"}
+    if known:
+        titles |= {AWARE: f"tokens, {KNOWN}", "prompts_survived_aware": f"whole prompts, {KNOWN}"}
     columns = [
         alike([*(rounded(row.get(each)) for row in baseline.values()), *(spread(row, each) for row in rows)])
-        for each in ("tokens_survived", "prompts_survived")
+        for each in titles
     ]
     page.table(
-        ["setting", "tokens survived", "whole prompts"],
+        ["setting", *titles.values()],
         list(zip([*names, *(named(row, several) for row in rows)], *columns, strict=True)),
         caption="The share of the tokens that come back, in their places, and of the prompts that do so whole"
         + _counted(baseline, several),
         in_summary=True,
     )
     for at, of_site in charted(rows):
-        found = points(of_site, "tokens_survived")
-        sizes = sorted({float(point["size"]) for point in found})
         whole = number(baseline.get(str(of_site[0]["site"]), {}).get("tokens_survived"))
-        if len(sizes) > 1:
-            line = [] if whole is None else reference("exact activation", [(sizes[0], whole), (sizes[-1], whole)])
-            page.chart(
-                by_size(found + line, SIZE, "share of tokens that survive"),
-                caption=f"What survives{at}, by size" + over_seeds(of_site),
-            )
+        _survival_by_size(page, of_site, "tokens_survived", whole, f"What survives{at}")
+        _survival_by_size(page, of_site, AWARE, whole, f"With the {KNOWN}, what survives{at}")
     _token_by_token(result, page, kept)
+
+
+def _survival_by_size(page: Page, rows: Sequence[Row], figure: str, whole: float | None, what: str) -> None:
+    found = points(rows, figure)
+    sizes = sorted({float(point["size"]) for point in found})
+    if len(sizes) > 1 and len({point[end] for point in found for end in ("figure", "least", "greatest")}) > 1:
+        line = [] if whole is None else reference("exact activation", [(sizes[0], whole), (sizes[-1], whole)])
+        page.chart(
+            by_size(found + line, SIZE, "share of tokens that survive"), caption=f"{what}, by size" + over_seeds(rows)
+        )
 
 
 def _counted(baseline: Mapping[str, Row], several: bool) -> str:
@@ -150,17 +169,18 @@ def _token_by_token(result: Result, page: Page, kept: int) -> None:
     several = len({each.labels.get("site") for each in prompts}) > 1
     settings: list[Row] = [row for row in result.tables.get("trained", []) if row.get("seed") in (0, None)]
     for index, prompt in enumerate(prompts[:PROMPTS]):
-        own = {
-            str(each.labels["name"]): each
-            for each in found
-            if all(each.labels.get(key) == prompt.labels.get(key) for key in ("site", "prompt"))
-        }
-        shown = [("exact activation", own["exact"])] if "exact" in own else []
-        shown += [
-            (str(row["name"]).removesuffix("-seed0"), own[str(row["name"])])
-            for row in settings
-            if row["site"] == prompt.labels.get("site") and str(row["name"]) in own
+        of_prompt = [
+            each for each in found if all(each.labels.get(key) == prompt.labels.get(key) for key in ("site", "prompt"))
         ]
+        own = {str(each.labels["name"]): each for each in of_prompt if "told" not in each.labels}
+        known = {str(each.labels["name"]): each for each in of_prompt if "told" in each.labels}
+        shown = [("exact activation", own["exact"])] if "exact" in own else []
+        for row in settings:
+            name = str(row["name"])
+            if row["site"] == prompt.labels.get("site"):
+                short = name.removesuffix("-seed0")
+                shown += [(short, own[name])] if name in own else []
+                shown += [(f"{short}, known", known[name])] if name in known else []
         what = f"Prompt {int(prompt.labels.get('prompt') or 0) + 1}" + (
             f" at {prompt.labels.get('site')}" if several else ""
         )
@@ -170,7 +190,7 @@ def _token_by_token(result: Result, page: Page, kept: int) -> None:
                 *(_compared(name, each, prompt, kept) for name, each in shown),
             ],
             caption=f"{what}, and what comes back from each code (the first seed's)",
-            marks=MARKS,
+            marks=MARKS | TOLD if known else MARKS,
             align=True,
             collapsed=index >= OPEN,
         )
@@ -180,14 +200,16 @@ def _token_by_token(result: Result, page: Page, kept: int) -> None:
 
 def _compared(name: str, found: TokenSequence, prompt: TokenSequence, kept: int) -> TokenRow:
     tokens, right, count = [], 0, 0
+    told = str(found.labels.get("told", ""))
     for place, (text, index, wanted) in enumerate(zip(found.tokens, found.ids, prompt.ids, strict=False)):
         if place < kept:
             tokens.append(Token(text, title="keeps its own activation"))
             continue
-        right, count = right + (index == wanted), count + 1
-        tokens.append(
-            Token(text, mark="right" if index == wanted else "wrong", title=f"token {index}, wanted {wanted}")
-        )
+        alone = told[place : place + 1] != "0"
+        back = index == wanted and alone
+        right, count = right + back, count + 1
+        title = f"token {index}, wanted {wanted}" + ("" if alone else "; not told from others")
+        tokens.append(Token(text, mark="right" if back else "wrong", title=title))
     return TokenRow(name, tokens, note=f"{right} of {count}")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +15,7 @@ from probekit_plugins.autoencoder.bench import Bench, Row, Trained
 from probekit_plugins.autoencoder.beyond import beyond
 from probekit_plugins.autoencoder.measure import describe, retrieval_of
 from probekit_plugins.autoencoder.modules import Autoencoder, Contrastive
-from probekit_plugins.autoencoder.settings import Setting, made, settings
+from probekit_plugins.autoencoder.settings import Setting, check, made, settings
 from probekit_plugins.autoencoder.summary import summarise
 from probekit_plugins.trainer import train
 
@@ -24,33 +25,65 @@ if TYPE_CHECKING:
     from probekit_plugins.autoencoder.data import Data
     from probekit_plugins.trainer import Step, Training
 
+# What an autoencoder is not called: rows and lines beside its own are.
+RESERVED = ("none", "prompt", "exact")
+
 
 def run(data: Data, options: AutoencoderOptions, context: Context) -> Result:
     """Train, measure and save. Raises AnalysisError if there is nothing to train on, and as `train` does."""
     result = Result(tables={"trained": [], "settings": [], "pca": [], "losses": []})
     collected = data.end()
-    for place, examples in collected:
-        _fill(Bench(place, examples, options, context, result))
+    benches = [Bench(place, examples, options, context, result, data.source) for place, examples in collected]
+    for at in benches:
+        _check(at)
+    for at in benches:
+        _fill(at)
     summarise(result, [(place.name, examples) for place, examples in collected], data, options)
     return result
 
 
+def _check(at: Bench) -> None:
+    """Raise for what cannot be done there, before anything is trained."""
+    _ = at.labels
+    _saved(at)
+    for setting in settings(at.place.variants, _width(at), at.options):
+        check(setting, _width(at), at.options)
+
+
+def _width(at: Bench) -> int:
+    return at.examples.training.shape[-1]
+
+
+def _saved(at: Bench) -> list[saved.Saved]:
+    """The autoencoders that were trained before and are of this place, or of none that their file names."""
+    if at.place.views != "token":
+        return []
+    own = [found for found in map(saved.read, at.options.saved) if found.site in ("", at.name)]
+    for found in own:
+        if found.width != _width(at):
+            raise AnalysisError(
+                f"The autoencoder '{found.name}' takes activations of width {found.width}, but those at {at.name} have "
+                f"{_width(at)}; name the site that it belongs to."
+            )
+    return own
+
+
 def _fill(at: Bench) -> None:
     """Everything that is trained on the examples of one place."""
-    width = at.examples.training.shape[-1]
-    found = [
-        _trained(at, setting, seed, width)
-        for setting in settings(at.place.variants, width, at.options)
-        for seed in range(at.options.seeds)
-    ]
+    width = _width(at)
+    chosen = list(settings(at.place.variants, width, at.options))
+    found = [_trained(at, setting, seed, width) for setting in chosen for seed in range(at.options.seeds)]
     if at.place.views == "token":
-        for path in at.options.saved:
-            found.append(_read(at, path, width, {each.name for each in found}))
+        taken = {*RESERVED, *(setting.name for setting in chosen)}
+        for each in _saved(at):
+            found.append(_read(at, each, taken | {trained.name for trained in found}))
         fractions = figures.Principal(at.examples.training[:, 0]).fractions(at.held[:, 0])
         at.result.tables["pca"] += [
             {"site": at.name, "width": components, "fve": fve} for components, fve in enumerate(fractions, 1)
         ]
         beyond(at, found)
+    for trained in found:
+        _save(at, trained)
     at.result.tables["trained"] += [trained.row for trained in found]
 
 
@@ -71,7 +104,11 @@ def _trained(at: Bench, setting: Setting, seed: int, width: int) -> Trained:
         module, _loss(at, module), lambda number: examples.batch(number, size, drawn), options, at.context, key
     )
     module.requires_grad_(False)
-    trained = Trained(name, setting, seed, module, row)
+    write: Callable[[Mapping[str, Any]], dict[str, bytes]] = partial(saved.files, setting.variant, arguments, module)
+    used = module
+    if setting.sparse:  # as it is read back: folded once, and not each time that it is called
+        used, write = module.inference(), module.files  # type: ignore[operator, assignment]
+    trained = Trained(name, setting, seed, used, row, write)
     row |= {
         "parameters": sum(each.numel() for each in module.parameters()),
         "steps": training.steps,
@@ -80,7 +117,6 @@ def _trained(at: Bench, setting: Setting, seed: int, width: int) -> Trained:
     }
     _keep_losses(at, name, training)
     describe(at, trained)
-    _save(at, trained, arguments)
     return trained
 
 
@@ -99,16 +135,14 @@ def _keep_losses(at: Bench, name: str, training: Training) -> None:
     ]
 
 
-def _save(at: Bench, trained: Trained, arguments: Row) -> None:
+def _save(at: Bench, trained: Trained) -> None:
+    if trained.write is None:
+        return
     keep = {key: value for key, value in trained.row.items() if isinstance(value, int | float)}
     subject = at.context.subject
-    facts = {} if subject is None else {"name": _name(subject), **subject.facts}
-    about = saved.described(at.name, facts, at.options.skip_first, keep)
-    if trained.setting is not None and trained.setting.sparse:
-        found = trained.module.files(about)  # type: ignore[operator]
-    else:
-        found = saved.files(str(trained.row["variant"]), arguments, trained.module, about)
-    for file, content in found.items():
+    facts = {**({} if subject is None else {"name": _name(subject)}), **at.context.facts}
+    about = saved.described(at.name, facts, at.options.skip_first, keep, at.data)
+    for file, content in trained.write(about).items():
         at.result.files[f"{at.name}/{trained.name}/{file}"] = content
 
 
@@ -118,13 +152,7 @@ def _name(subject: Subject) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _read(at: Bench, path: str, width: int, taken: Set[str]) -> Trained:
-    found = saved.read(path)
-    if found.width != width:
-        raise AnalysisError(
-            f"The autoencoder '{path}' takes activations of width {found.width}, but those at {at.name} have "
-            f"{width}; name the site that it belongs to."
-        )
+def _read(at: Bench, found: saved.Saved, taken: Set[str]) -> Trained:
     module = found.autoencoder.to(at.device)
     name, number = found.name, 1
     while name in taken:

@@ -25,6 +25,12 @@ WEIGHTS = "weights.safetensors"
 SPARSE_WEIGHTS = "sae_weights.safetensors"
 FORMAT = "probekit-autoencoder"
 SCHEMA = 1
+# Where autoencoders may be below a folder that somebody took for one: as a run keeps them. A folder of anything else is
+# not searched through.
+BELOW = (f"*/{CONFIG}", f"*/*/{CONFIG}", f"analyses/*/files/*/*/{CONFIG}", f"files/*/*/{CONFIG}")
+NAMED = 8
+# A figure of a file that is negative, greater than this or no number is taken as not given.
+GREATEST = 2**31
 # What the modules of each variant are made with.
 MADE_OF: dict[str, type[nn.Module]] = {"plain": Plain, "variational": Variational, "contrastive": Contrastive}
 
@@ -47,14 +53,19 @@ class Saved:
 
 
 def described(
-    site: str, facts: Mapping[str, Any], skip_first: int, figures: Mapping[str, float | None]
+    site: str,
+    facts: Mapping[str, Any],
+    skip_first: int,
+    figures: Mapping[str, float | None],
+    data: Mapping[str, str | int] | None = None,
 ) -> dict[str, Any]:
-    """What is kept with the weights: the same for every run of the same training."""
+    """What is kept with the weights: the same for every run of the same training. `data` is what it was trained on."""
     return {
         "site": site,
         "model": facts.get("name"),
         "model_weights": facts.get("weights_sha256") or facts.get("revision"),
         "skip_first": skip_first,
+        "data": dict(data or {}),
         "figures": dict(figures),
     }
 
@@ -82,11 +93,11 @@ def read(path: str | Path) -> Saved:
     error, weights, skip = figures.get("error"), about.get("model_weights"), about.get("skip_first")
     return Saved(
         autoencoder,
-        folder.name,
+        folder.name if folder.name not in ("", "..") else folder.resolve().name,
         str(about.get("site") or about.get("probekit_site") or ""),
         autoencoder.width,
-        float(error) if isinstance(error, int | float) else None,
-        skip if isinstance(skip, int) and skip >= 0 else 0,
+        float(error) if isinstance(error, int | float) and 0 <= error < GREATEST else None,
+        skip if isinstance(skip, int) and 0 <= skip < GREATEST else 0,
         weights if isinstance(weights, str) else None,
     )
 
@@ -96,7 +107,7 @@ def _own(folder: Path, config: Mapping[str, Any]) -> Autoencoder:
     from safetensors.torch import load_file
 
     variant = config.get("architecture")
-    if config.get("schema") != SCHEMA or variant not in MADE_OF:
+    if config.get("schema") != SCHEMA or not isinstance(variant, str) or variant not in MADE_OF:
         raise UsageError(
             f"The autoencoder '{folder}' is of a kind that this version does not know ({variant!r}); expected one of "
             f"{', '.join(MADE_OF)}, of schema {SCHEMA}."
@@ -124,8 +135,8 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except OSError:
-        inside = sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob(CONFIG))[:8]
-        hint = f"; below it are: {', '.join(inside)}" if inside else ""
+        inside = sorted(path.parent.relative_to(folder).as_posix() for place in BELOW for path in folder.glob(place))
+        hint = f"; below it are: {', '.join(inside[:NAMED])}" if inside else ""
         raise UsageError(
             f"There is no autoencoder in '{folder}': expected a folder with a {CONFIG} and weights{hint}."
         ) from None

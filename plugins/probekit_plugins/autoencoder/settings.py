@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from probekit import UsageError
 from probekit_plugins.autoencoder import SPARSE
 from probekit_plugins.autoencoder.modules import Contrastive, Plain, Variational
 
@@ -48,6 +49,16 @@ def settings(variants: Sequence[Variant], width: int, options: AutoencoderOption
             sizes = [*widths]
         for size in sizes:
             yield Setting(variant, size)
+
+
+def check(setting: Setting, width: int, options: AutoencoderOptions) -> None:
+    """Raise UsageError for a TopK or a BatchTopK with more features active than there are."""
+    features = options.features or 4 * width
+    if setting.variant in ("topk", "batchtopk") and setting.size > features:
+        raise UsageError(
+            f"The variant '{setting.variant}' has {setting.size:g} of {features} features active; expected a whole "
+            f"number from 1 to {features}. Give fewer (-o active=4), or more features (-o features=…)."
+        )
 
 
 def made(

@@ -13,6 +13,7 @@ Here `y = s x`, with s such that `s (x − x̄)` has a mean squared norm of d: �
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,7 +110,7 @@ class Sparse(Autoencoder):
         norm = (rows - mean).square().sum(-1).mean().sqrt()
         self.scale.fill_(self.width**0.5 / norm if norm > 0 else 1.0)
         with torch.no_grad():
-            self.sae.b_dec.copy_(mean * self.scale)
+            self.sae.b_dec.copy_(mean * self.scale.to(mean))
 
     def loss(self, examples: torch.Tensor, step: Step) -> torch.Tensor:
         """The variant's loss, in which a reconstruction by the mean costs d.
@@ -161,7 +162,10 @@ class Sparse(Autoencoder):
             folded.cfg.metadata[name] = value
         with tempfile.TemporaryDirectory() as folder:
             folded.save_inference_model(folder)
-            return {name: (Path(folder) / name).read_bytes() for name in (CONFIG_FILE, WEIGHT_FILE)}
+            config, weights = ((Path(folder) / name).read_bytes() for name in (CONFIG_FILE, WEIGHT_FILE))
+        # SAELens writes it in the order of a set of strings, which is another in each process.
+        ordered = json.dumps(json.loads(config), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        return {CONFIG_FILE: ordered.encode(), WEIGHT_FILE: weights}
 
     def _folded(self) -> Any:
         """A copy of SAELens' module that takes activations as they are."""

@@ -34,6 +34,8 @@ SPREAD = (
     "top1_agreement",
     "tokens_survived",
     "prompts_survived",
+    "tokens_survived_aware",
+    "prompts_survived_aware",
 )
 
 
@@ -115,6 +117,8 @@ def _kept(row: Mapping[str, Any]) -> str:
         text += f" and recovers {row['loss_recovered']:.1%} of the model's loss"
     if row.get("tokens_survived") is not None:
         text += f", and {row['tokens_survived']:.0%} of the prompts' tokens come back from it"
+    if row.get("tokens_survived_aware") is not None:
+        text += f" ({row['tokens_survived_aware']:.0%} if the autoencoder is known)"
     return text
 
 

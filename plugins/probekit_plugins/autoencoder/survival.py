@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import AnalysisError, Prompt, TokenSequence
+from probekit_plugins.autoencoder.aware import Aware, knowing
 from probekit_plugins.autoencoder.through import Reconstruct
 from probekit_plugins.batches import Batches
 from probekit_plugins.exact_inverter import SearchOptions
 from probekit_plugins.exact_inverter.inversion import recovered, samples_to_learn_from
 from probekit_plugins.exact_inverter.recovery import Inverter
-from probekit_plugins.exact_inverter.targets import captured, known_positions, reconstructed
+from probekit_plugins.exact_inverter.targets import Target, captured, known_positions, reconstructed
 
 if TYPE_CHECKING:
     from probekit import Context, Subject
@@ -28,13 +29,14 @@ Row = dict[str, str | int | float | bool | None]
 
 @dataclass(frozen=True)
 class Survival:
-    """A row for the exact activations ("none") and for each autoencoder, and what was recovered of each prompt; or the
-    reason why there is nothing.
+    """A row for the exact activations ("none") and for each autoencoder, and what was recovered of each prompt, by one
+    who does not know the autoencoder (`recovered`) and by one who does (`aware`); or the reason why there is nothing.
     """
 
     rows: list[Row] = field(default_factory=list)
     prompts: list[TokenSequence] = field(default_factory=list)
     recovered: list[TokenSequence] = field(default_factory=list)
+    aware: list[TokenSequence] = field(default_factory=list)
     reason: str | None = None
 
 
@@ -48,14 +50,19 @@ def survivors(
     context: Context,
     batches: Batches | None = None,
 ) -> Survival:
-    """Recover prompts (token ids) from `x̂` at a site, position by position: each takes the candidate whose activation
-    is the nearest, given the tokens found before it, as the leakage audit does under noise.
+    """Recover prompts (token ids) from `x̂` at a site, position by position: once without knowing the autoencoder, and
+    once knowing it.
 
-    `errors` are the root mean squares of `x − x̂` in an entry, by autoencoder: whoever recovers a prompt takes them for
-    the σ of noise. He does not pass his candidates through the autoencoder as well, and would find more if he did.
+    Who does not know it takes the candidate whose activation is the nearest to `x̂`, given the tokens found before it,
+    as the leakage audit does under noise: `errors` are the root mean squares of `x − x̂` in an entry, by autoencoder,
+    and are taken for its σ. Who knows it passes candidates through it as well. Then a token counts as right only if
+    nothing else that was tried fits (`Aware.read`): a guess among equals is none.
+
     Positions before `skip_first` keep their own activation, and do not count: `tokens` are those from there on,
-    `token_accuracy` the share of them that is right, `exact_prompts` the share of prompts in which all of them are.
-    Sequences are labelled by `site`, `prompt` and, where recovered, `autoencoder`.
+    `token_accuracy` the share of them that is right, `exact_prompts` the share of prompts in which all of them are, and
+    `token_accuracy_aware`, `exact_prompts_aware` the same for who knows the autoencoder. Sequences are
+    labelled by `site`, `prompt` and, where recovered, `autoencoder`; those of `aware` also by `told`: for each token
+    "1" if nothing else fits, else "0".
     """
     prompts = [each for each in prompts if len(each) > skip_first]
     what = f"How many tokens survive at {site} is not measured"
@@ -84,18 +91,44 @@ def survivors(
         for number, (recovery, prompt) in enumerate(zip(recoveries, prompts, strict=True)):
             labels: Row = {"site": site, "prompt": number, "autoencoder": name}
             found.recovered.append(TokenSequence(recovery.ids, subject.tokens(recovery.ids), labels))
-            hits = torch.tensor(recovery.ids) == torch.tensor(list(prompt))
-            right.append(hits[skip_first:])
-        found.rows.append(
-            {
-                "site": site,
-                "autoencoder": name,
-                "tokens": len(torch.cat(right)),
-                "token_accuracy": float(torch.cat(right).double().mean()),
-                "exact_prompts": mean(float(each.all()) for each in right),
-            }
-        )
+            right.append((torch.tensor(recovery.ids) == torch.tensor(list(prompt)))[skip_first:])
+        row: Row = {"site": site, "autoencoder": name, "tokens": len(torch.cat(right)), **_shares(right, "")}
+        if reconstruct is not None:
+            label = f"{site}, survival, {name}, known"
+            aware = knowing(inverter, subject, site, reconstruct, skip_first, samples(), batches, context, label)
+            right = []
+            for number, (ids, told) in enumerate(_read(aware, targets, context, label)):
+                labels = {"site": site, "prompt": number, "autoencoder": name}
+                labels["told"] = "".join(str(int(each)) for each in told)
+                found.aware.append(TokenSequence(ids.tolist(), subject.tokens(ids.tolist()), labels))
+                right.append((told & (ids == torch.tensor(list(prompts[number]))))[skip_first:])
+            row |= _shares(right, "_aware")
+        found.rows.append(row)
     for number, prompt in enumerate(prompts):
         labels = {"site": site, "prompt": number}
         found.prompts.append(TokenSequence(list(prompt), subject.tokens(list(prompt)), labels))
     return found
+
+
+def _shares(right: Sequence[torch.Tensor], whose: str) -> Row:
+    """Of which tokens are right, by prompt."""
+    return {
+        f"token_accuracy{whose}": float(torch.cat(list(right)).double().mean()),
+        f"exact_prompts{whose}": mean(float(each.all()) for each in right),
+    }
+
+
+def _read(
+    aware: Aware, targets: Sequence[Target], context: Context, label: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Ids and which are told, for each target; what is done is kept for a run that is resumed."""
+    with context.progress(label, len(targets)) as progress:
+        for number, target in enumerate(targets):
+
+            def read(target: Target = target) -> dict[str, torch.Tensor]:
+                ids, told = aware.read(target.activations)
+                return {"ids": ids.cpu(), "told": told.cpu()}
+
+            found = context.stage(f"{label}/{number}", read)
+            progress.step(1)
+            yield found["ids"], found["told"].bool()
