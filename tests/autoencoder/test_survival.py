@@ -202,6 +202,12 @@ def test_a_code_that_jumps_is_told_in_bf16_as_well() -> None:
     assert all(str(sequence.labels["told"]).startswith("1") for sequence in found.aware)
 
 
+def test_a_code_that_jumps_between_shapes_is_told_by_what_passes_alone(subject: probekit.Subject) -> None:
+    """As if the arithmetic of a large batch switched a feature on: no candidate fits in it, and the right one alone."""
+    found = of(subject, [PROMPT, OTHER], jumping=lambda x: x + (0.5 if len(x) > 20 else 0.0), error=0.1)
+    assert found.rows[1]["token_accuracy_aware"] == 1
+
+
 def test_of_more_tokens_of_one_code_than_are_followed_none_is_told(subject: probekit.Subject) -> None:
     others = [token for token in range(1, 40) if token != PROMPT[3]]
     found = of(subject, [PROMPT], many=merging(subject, 3, *others))

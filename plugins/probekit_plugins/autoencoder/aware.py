@@ -58,15 +58,18 @@ class Aware:
 
         From the left, tokens that give `x̂` within the error are taken after each beginning that fits so far;
         a token is told if all prompts that fit agree on it. At each position the 64 likeliest are tried, and more only
-        while none fits, all of the vocabulary if need be. Of more than 8 beginnings, the nearest are followed; what
-        those differ in that were left is not told. Nor is anything from where none fits.
+        while none fits, all of the vocabulary if need be; then the nearest pass through the model alone, as the prompt
+        did, since a code that jumps may have jumped in between. Of more than 8 beginnings, the nearest are followed;
+        what those differ in that were left is not told. Nor is anything from where none fits.
         """
         ids = self.likelihood.likeliest(given)[:, 0].to(self.subject.device)
         alive = ids.new_zeros(1, 0)
         open_ = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # no longer told, whatever comes after
         for position in range(len(ids)):
-            fitting = self._fitting(alive, given, position)
-            if len(fitting) > 1 and self.error > COARSE * EXACT:
+            fitting, nearest = self._fitting(alive, given, position)
+            if not len(fitting):
+                fitting = self._settled(nearest, ids, given)
+            elif len(fitting) > 1 and self.error > COARSE * EXACT:
                 fitting = self._settled(fitting, ids, given)
             if not len(fitting):
                 open_[position:] = True
@@ -79,14 +82,19 @@ class Aware:
         open_[:reached] |= (alive != alive[0]).any(0)
         return ids, ~open_
 
-    def _fitting(self, beginnings: torch.Tensor, given: torch.Tensor, position: int) -> torch.Tensor:
-        """The beginnings `[B, t]` with each token that fits after them, nearest first, `[F, t + 1]`."""
+    def _fitting(
+        self, beginnings: torch.Tensor, given: torch.Tensor, position: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The beginnings `[B, t]` with each token that fits after them, nearest first, `[F, t + 1]`; and where none
+        does, with those that come nearest.
+        """
         wanted = given[position]
         bound = (self.error if position >= self.skip_first else self.own_error) * float(wanted.norm())
         order = self.likelihood.scores(given, position, position + 1)[0].argsort(descending=True, stable=True)
         order = order.to(beginnings.device)
         following = [self.subject.continuation(each, self.site) for each in beginnings]
         begun, size, most = 0, COMPARED, max(len(order), COMPARED * FOLLOWED)
+        tried, away = [beginnings.new_zeros(0, position + 1)], [wanted.new_zeros(0)]
         while begun < len(order) and begun * len(beginnings) < most:
             tokens = order[begun : begun + size]
             begun, size = begun + size, size * GROWTH
@@ -94,8 +102,11 @@ class Aware:
             rows, columns = (distances <= bound).nonzero(as_tuple=True)
             if len(rows):
                 nearest = distances[rows, columns].argsort(stable=True)
-                return torch.cat([beginnings[rows], tokens[columns, None]], 1)[nearest]
-        return beginnings.new_zeros(0, position + 1)
+                return torch.cat([beginnings[rows], tokens[columns, None]], 1)[nearest], tried[0]
+            least = distances.flatten().argsort(stable=True)[:COMPARED]
+            tried.append(torch.cat([beginnings[least // len(tokens)], tokens[least % len(tokens), None]], 1))
+            away.append(distances.flatten()[least])
+        return tried[0], torch.cat(tried)[torch.cat(away).argsort(stable=True)[:COMPARED]]
 
     def _settled(self, fitting: torch.Tensor, ids: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         """Of the beginnings `[F, t]` that fit, those that give the same when each passes through the model alone.
