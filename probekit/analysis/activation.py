@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +48,8 @@ class ActivationAnalysis(Analysis[OptionsT]):
         from probekit.activations import LiveActivations
 
         source = LiveActivations(subject, lambda: [prompt.input_ids[0].tolist() for prompt in prompts], len(prompts))
-        context = copy.copy(self.context)
-        context.subject, context.facts = subject, dict(subject.facts)
-        fresh = type(self)(self.options, context)  # what is called twice does not count twice
+        # What is called twice does not count twice.
+        fresh = type(self)(self.options, self.context.with_subject(subject))
         sites = source.expand_sites(site_expression(fresh))
         with self.context.progress("prompts", len(prompts)) as progress:
             for batch in source.batches(sites):

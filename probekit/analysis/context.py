@@ -141,7 +141,7 @@ class Context:
     """Given to an analysis as `self.context`. `Context()` is silent and saves nothing, for calls outside a run.
 
     `results` are those of the run's analyses that are done, by name, as read back from disk; an analysis that
-    `consumes` runs after the others, so that they are there. `subject` is the model where there is one: None for an
+    `consumes` runs after the others, so that they are there. `subject()` is the model where there is one: None for an
     analysis of activations that runs on a recording. `facts` are what is known of the model in both cases, as the hash
     of its weights.
     """
@@ -153,16 +153,28 @@ class Context:
         listener: Listener | None = None,
         store: Store | None = None,
         results: Mapping[str, Result] | None = None,
-        subject: Subject | None = None,
+        subject: Callable[[], Subject | None] = lambda: None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.seed = seed
-        self.subject = subject
+        # Not the subject itself: a run that loads its model anew does not hold the old one as well.
+        self._subject = subject
         self.facts: dict[str, Any] = dict(facts or {})
         self.results: dict[str, Result] = dict(results or {})
         self._analysis = analysis
         self._listener: Listener = listener or Silent()
         self._store: Store = store or Forgetful()
+
+    @property
+    def subject(self) -> Subject | None:
+        """The model, or None on a recording."""
+        return self._subject()
+
+    def with_subject(self, subject: Subject) -> Context:
+        """The same context with this model."""
+        return Context(
+            self.seed, self._analysis, self._listener, self._store, self.results, lambda: subject, subject.facts
+        )
 
     def generator(self, label: str = "") -> torch.Generator:
         """A CPU generator seeded by the run's seed, the analysis and a label of your choice: draw on the CPU and move.

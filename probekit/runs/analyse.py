@@ -158,7 +158,8 @@ class Analyses:
         def make() -> Analysis[Any]:
             loaded, store = self._repair.loaded, self._store(name)
             results, facts = self.outcome.results, loaded.source.facts
-            context = Context(config.seed, name, self._recorder, store, results, loaded.subject, facts)
+            subject = lambda: self._repair.loaded.subject  # noqa: E731
+            context = Context(config.seed, name, self._recorder, store, results, subject, facts)
             made: Analysis[Any] = analysis(self._resolved.options[name], context)
             return made
 
