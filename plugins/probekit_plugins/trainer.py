@@ -7,7 +7,8 @@ What is trained is a module with a `loss` of a batch; where batches come from is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import cos, pi
 from typing import TYPE_CHECKING, Any
@@ -177,16 +178,12 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-class _training:  # noqa: N801
-    """The module in training mode, gradients on."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._grad = module, torch.enable_grad()
-
-    def __enter__(self) -> None:
-        self._module.train()
-        self._grad.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._grad.__exit__(*error)
-        self._module.eval()
+@contextmanager
+def _training(module: nn.Module) -> Iterator[None]:
+    """The module in training mode, gradients on; in eval mode afterwards."""
+    module.train()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        module.eval()

@@ -158,8 +158,9 @@ class Analyses:
         def make() -> Analysis[Any]:
             loaded, store = self._repair.loaded, self._store(name)
             results, facts = self.outcome.results, loaded.source.facts
-            subject = lambda: self._repair.loaded.subject  # noqa: E731
-            context = Context(config.seed, name, self._recorder, store, results, subject, facts)
+            context = Context(
+                config.seed, name, self._recorder, store, results, lambda: self._repair.loaded.subject, facts
+            )
             made: Analysis[Any] = analysis(self._resolved.options[name], context)
             return made
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 import probekit
+from probekit_plugins.listed import listed
 from probekit_plugins.training_options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
 
 Variant = Literal["plain", "l1", "topk", "batchtopk", "jumprelu", "variational", "contrastive"]
 SPARSE = ("l1", "topk", "batchtopk", "jumprelu")
-
-
-def listed(value: object) -> object:
-    """One value, or several as `plain,topk`, as a list."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.strip("[]").split(",")]
-    return [value] if isinstance(value, int | float) else value
 
 
 class AutoencoderOptions(TrainingOptions):

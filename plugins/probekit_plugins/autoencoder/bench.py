@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from probekit_plugins.autoencoder import AutoencoderOptions
     from probekit_plugins.autoencoder.data import Place
     from probekit_plugins.autoencoder.modules import Autoencoder, Contrastive
+    from probekit_plugins.autoencoder.saved import Saved
     from probekit_plugins.autoencoder.settings import Setting
     from probekit_plugins.examples import Examples
 
@@ -45,6 +46,7 @@ class Bench:
     context: Context
     result: Result
     source: str
+    saved: Sequence[Saved]
 
     @property
     def name(self) -> str:

@@ -63,6 +63,7 @@ class Data:
                     "with -o sites=block.1,block.3, or other views (-o views=dropout)."
                 )
             self._places.append(Place(" and ".join(self.sites), "sites", self.sites, of_pairs))
+        self.saved = [read(path) for path in options.saved]
         self._check()
         self._collections = self._made()
         self._first: torch.Tensor | None = None
@@ -96,8 +97,7 @@ class Data:
         """Raise UsageError for what is missing, before anything is collected."""
         if sparse := next((variant for variant in self._options.variants if variant in SPARSE), None):
             sae_lens(f"The variant '{sparse}'", ", or choose a variant that is not sparse")
-        for path in self._options.saved:
-            found = read(path)
+        for found in self.saved:
             if found.site not in ("", *self.sites):
                 raise UsageError(
                     f"The autoencoder '{found.name}' is of {found.site}, which is not among the sites "

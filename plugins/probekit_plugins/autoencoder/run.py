@@ -33,7 +33,9 @@ def run(data: Data, options: AutoencoderOptions, context: Context) -> Result:
     """Train, measure and save. Raises AnalysisError if there is nothing to train on, and as `train` does."""
     result = Result(tables={"trained": [], "settings": [], "pca": [], "losses": []})
     collected = data.end()
-    benches = [Bench(place, examples, options, context, result, data.source) for place, examples in collected]
+    benches = [
+        Bench(place, examples, options, context, result, data.source, data.saved) for place, examples in collected
+    ]
     for at in benches:
         _check(at)
     for at in benches:
@@ -58,7 +60,7 @@ def _saved(at: Bench) -> list[saved.Saved]:
     """The autoencoders that were trained before and are of this place, or of none that their file names."""
     if at.place.views != "token":
         return []
-    own = [found for found in map(saved.read, at.options.saved) if found.site in ("", at.name)]
+    own = [found for found in at.saved if found.site in ("", at.name)]
     for found in own:
         if found.width != _width(at):
             raise AnalysisError(

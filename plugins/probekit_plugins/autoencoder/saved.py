@@ -22,7 +22,6 @@ from probekit_plugins.autoencoder.modules import Autoencoder, Contrastive, Plain
 
 CONFIG = "cfg.json"
 WEIGHTS = "weights.safetensors"
-SPARSE_WEIGHTS = "sae_weights.safetensors"
 FORMAT = "probekit-autoencoder"
 SCHEMA = 1
 # Where autoencoders may be below a folder that somebody took for one: as a run keeps them. A folder of anything else is
@@ -94,7 +93,7 @@ def read(path: str | Path) -> Saved:
     return Saved(
         autoencoder,
         folder.name if folder.name not in ("", "..") else folder.resolve().name,
-        str(about.get("site") or about.get("probekit_site") or ""),
+        str(about.get("site") or ""),
         autoencoder.width,
         float(error) if isinstance(error, int | float) and 0 <= error < GREATEST else None,
         skip if isinstance(skip, int) and 0 <= skip < GREATEST else 0,

@@ -13,32 +13,26 @@ from pydantic import BeforeValidator, Field
 
 import probekit
 from probekit_plugins.exact_inverter import Rounding, SearchOptions
+from probekit_plugins.listed import listed
 
 if TYPE_CHECKING:
     from probekit import Page, Prompt, Result, Subject
-
-
-def _listed(value: object) -> object:
-    """One value, or several as `none,int8`, as a list."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.strip("[]").split(",")]
-    return [value] if isinstance(value, int | float) else value
 
 
 class LeakageAuditOptions(SearchOptions):
     """Options of the leakage audit. Every combination of site, autoencoder, precision and noise is tried."""
 
     sites: probekit.Sites = Field("every-block", description="Sites whose activations might leak.")
-    precisions: Annotated[list[Rounding], BeforeValidator(_listed)] = Field(
+    precisions: Annotated[list[Rounding], BeforeValidator(listed)] = Field(
         ["none", "int8"], min_length=1, description="What the activations are rounded to where they are stored."
     )
-    noise: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_listed)] = Field(
+    noise: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(listed)] = Field(
         [0.0, 1.0, 2.0, 4.0],
         min_length=1,
         description="σ of the normal noise that is added before that, relative to the root mean square of each "
         "position's activation.",
     )
-    through: Annotated[list[str], BeforeValidator(_listed)] = Field(
+    through: Annotated[list[str], BeforeValidator(listed)] = Field(
         [],
         description="Folders of saved autoencoders: what each makes of the activations, before noise and rounding, at "
         "the site that it is of; the activations themselves ('none') are always among the conditions.",
