@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from probekit import AnalysisError
 from probekit_plugins.activation_rows import finite_rows
+from probekit_plugins.order import Order
 
 if TYPE_CHECKING:
     from probekit import ActivationBatch
@@ -62,19 +64,13 @@ class Examples:
 
     def batch(self, number: int, size: int, seed: int) -> torch.Tensor:
         """Which examples are the `number`-th batch: all in a random order, then all in another, and so on; `[size]`."""
-        count = len(self.training)
-        rows = torch.empty(0, dtype=torch.long)
-        while len(rows) < size:
-            epoch, place = divmod(number * size + len(rows), count)
-            rows = torch.cat([rows, self._order(epoch, seed)[place : place + size - len(rows)]])
-        return rows
+        if seed not in self._orders:
+            self._orders[seed] = Order(len(self.training), seed)
+        return self._orders[seed].batch(number, size)
 
-    def _order(self, epoch: int, seed: int) -> torch.Tensor:
-        key, order = getattr(self, "_last", (None, torch.empty(0, dtype=torch.long)))
-        if key != (epoch, seed):
-            order = torch.randperm(len(self.training), generator=torch.Generator().manual_seed(seed ^ (epoch << 20)))
-            object.__setattr__(self, "_last", ((epoch, seed), order))
-        return order
+    @cached_property
+    def _orders(self) -> dict[int, Order]:
+        return {}
 
 
 class Collection:
