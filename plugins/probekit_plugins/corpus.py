@@ -1,8 +1,8 @@
 """Texts to train on and to measure by, each a sequence of tokens of its own length, some of them held out.
 
-They come from a file, from the prompts, from the model's own writing, or are uniformly random tokens. Texts are held out
-by what is in them, so that one that is there twice is never on both sides. What begins and ends a text is not among its
-tokens: `start` and `end` say what the model has for that.
+They come from a file, from the prompts, from the model's own writing, or are uniformly random tokens. Texts are held
+out by what is in them, so that one that is there twice is never on both sides. What begins and ends a text is not among
+its tokens: `start` and `end` say what the model has for that.
 """
 
 from __future__ import annotations
