@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # With fewer prompts the model writes texts of its own.
 FEWEST = 10
 USUAL_LENGTH = 64
-# The model writes so many texts in one batch.
-WRITTEN_AT_ONCE = 32
+# The model writes so many tokens in one batch of texts.
+WRITTEN_AT_ONCE = 2048
 RANDOM = "random"
 
 
@@ -155,19 +155,29 @@ def _rows(
         length = min(length, USUAL_LENGTH // 2)
     label = "texts to train on"
     memory = Batches(context, options)
-    found = written_pieces(subject, prompts[0], options.pieces, length, WRITTEN_AT_ONCE, context, label, memory)
-    return found.tolist(), "what the model writes itself"
+    rows = max(1, WRITTEN_AT_ONCE // length)
+    found = written_pieces(subject, prompts[0], options.pieces, length, rows, context, label, memory)
+    sizes = _lengths(options, length, context)
+    return [row[:size] for row, size in zip(found.tolist(), sizes, strict=True)], "what the model writes itself"
+
+
+def _lengths(options: CorpusOptions, length: int, context: Context) -> list[int]:
+    """How many tokens each text has that is drawn or that the model writes."""
+    shortest = min(options.shortest or length, length)
+    drawn: list[int] = torch.randint(
+        shortest, length + 1, (options.pieces,), generator=context.generator("lengths of texts")
+    ).tolist()
+    return drawn
 
 
 def _random(subject: Subject, options: CorpusOptions, context: Context, length: int) -> list[list[int]]:
-    shortest = min(options.shortest or length, length)
     generator = context.generator("random texts")
     ids = torch.randint(predicted_tokens(subject), (options.pieces, length), generator=generator)
     last = end(subject)
     if last is not None:  # a text does not hold what ends it
         ids = torch.where(ids == last, (ids + 1) % predicted_tokens(subject), ids)
-    lengths = torch.randint(shortest, length + 1, (options.pieces,), generator=generator)
-    return [row[:size] for row, size in zip(ids.tolist(), lengths.tolist(), strict=True)]
+    sizes = _lengths(options, length, context)
+    return [row[:size] for row, size in zip(ids.tolist(), sizes, strict=True)]
 
 
 def _of_prompts(subject: Subject, prompts: Sequence[Prompt]) -> Iterable[list[int]]:
@@ -180,22 +190,26 @@ def _of_prompts(subject: Subject, prompts: Sequence[Prompt]) -> Iterable[list[in
 def _of_file(subject: Subject, name: str, option: str, length: int) -> list[list[int]]:
     if subject.tokenizer is None:
         raise UsageError(f"This model has no tokenizer, so it cannot be given texts; leave out -o {option}.")
-    rows = [ids[:length] for line in _lines(name) if (ids := encoded(subject, line, False))]
+    rows = [ids[:length] for line in lines(name) if (ids := encoded(subject, line, False))]
     outside = next((index for row in rows for index in row if not 0 <= index < predicted_tokens(subject)), None)
     if outside is not None:
         raise UsageError(f"The texts '{name}' have a token, {outside}, that this model does not predict.")
     return rows
 
 
-def _lines(name: str) -> list[str]:
+def lines(name: str) -> list[str]:
+    """The texts of a UTF-8 file: its lines that are not empty, or the `text` of each of its JSON lines.
+
+    Raises UsageError with one sentence if the file cannot be read.
+    """
     path = Path(name)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        content = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UsageError(f"The texts '{path}' cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise UsageError(f"The texts '{path}' are not UTF-8.") from None
-    found = [line.strip() for line in lines if line.strip()]
+    found = [line.strip() for line in content if line.strip()]
     if path.suffix not in (".jsonl", ".ndjson"):
         return found
     texts = []

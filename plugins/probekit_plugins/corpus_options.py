@@ -27,6 +27,9 @@ class CorpusOptions(TrainingOptions):
         description="Most tokens of a text, longer ones are cut; unset: 64, or what the context has room for.",
     )
     shortest: int | None = Field(
-        None, ge=1, description="Random texts: fewest tokens; unset: all have as many as `length` says."
+        None,
+        ge=1,
+        description="Texts that are drawn or that the model writes: fewest tokens; unset: all have as many as "
+        "`length` says.",
     )
     pieces: int = Field(2000, ge=10, description="Texts that the model writes itself, or that are drawn at random.")

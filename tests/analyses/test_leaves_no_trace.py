@@ -21,6 +21,8 @@ from tests.analyses.recovering import few_samples
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 
+ROOT = Path(__file__).resolve().parents[2]
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "activation-statistics": {"sites": "embedding,blocks", "largest": 3},
     "autoencoder": {
@@ -34,6 +36,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "invert": 1,
     },
     "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 2, "sites": "norm"},
+    "control-codes": {
+        "only": ["Horror", "Legal"],
+        "texts": dict.fromkeys(["Horror", "Legal"], str(ROOT / "LICENSE")),
+        "length": 8,
+        "new_tokens": 2,
+        "steps": 2,
+        "seeds": 1,
+        "measured": 2,
+    },
     # The least of proposals, so that candidates, the gradient and the scan run; unknown positions have a bridge.
     "exact-inverter": {"sites": "block.1", "proposals": 1, "positions": [0, 2, 3, -1], "rounding": "int8"},
     "frozen-head": {"steps": 2, "batch": 2, "length": 12, "initialisations": 1, "pieces": 10},
@@ -55,6 +66,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "correction_iterations": 3,
         "sites": "block.1",
     },
+    "one-word-autoencoder": {
+        "texts": "random",
+        "length": 4,
+        "pieces": 20,
+        "steps": 2,
+        "batch": 4,
+        "seeds": 1,
+        "segment": 2,
+        "training": "lora",
+        "repulsion": "info-nce",
+    },
     "orthogonal-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "sites": "logits", "gradient_check": True},
     "pseudo-inverse": {"sites": "embedding,blocks,logits"},
     "repetition": {
@@ -72,6 +94,7 @@ BAD: dict[str, dict[str, Any]] = {
     "activation-statistics": {"sites": "block.1,nowhere"},
     "autoencoder": {"sites": "block.1,block.99"},
     "clamped-walk": {"sites": "block.1,block.99"},
+    "control-codes": {"new_tokens": 64},
     "exact-inverter": {"sites": "block.1,block.99"},
     "frozen-head": {"length": 64},
     "gradient-inverter": {"sites": "block.1,block.99"},
@@ -79,12 +102,17 @@ BAD: dict[str, dict[str, Any]] = {
     "layer-similarity": {"sites": "block.1,block.99"},
     "leakage-audit": {"sites": "block.1,nowhere"},
     "null-space-walk": {"sites": "block.99"},
+    "one-word-autoencoder": {"site": "block.99"},
     "orthogonal-walk": {"sites": "block.1,nowhere"},
     "pseudo-inverse": {"sites": "nowhere"},
     "repetition": {"new_tokens": 64},
 }
 # What is wrong with each bad input; without an entry, its site.
-SENTENCES = {"frozen-head": "the model's context has room for 32", "repetition": "the model's context is 32"}
+SENTENCES = {
+    "control-codes": "model's context is 32",
+    "frozen-head": "the model's context has room for 32",
+    "repetition": "the model's context is 32",
+}
 CALLS = (1, 2, 5, 9)
 # What fails at each of these calls, and how.
 FAILING: dict[str, type[BaseException]] = {

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -37,10 +38,13 @@ PLACEMENTS = (
     "all offloaded",
 )
 
+IDS_OF_CODES = Path(__file__).resolve().parents[1] / "control_codes" / "ids.toml"
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "activation-statistics": {"sites": "embedding,blocks,logits"},
     "autoencoder": {"sites": "block.1", "widths": [3], "steps": 2, "seeds": 1, "pieces": 10, "length": 8, "invert": 1},
     "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 1, "sites": "block.1"},
+    "control-codes": {"codes": str(IDS_OF_CODES), "new_tokens": 3},
     "exact-inverter": {"sites": "block.1", "proposals": 1, "rounding": "int8"},
     "frozen-head": {"steps": 2, "batch": 2, "length": 8, "initialisations": 1, "pieces": 10},
     "gradient-inverter": {
@@ -62,6 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "correction_iterations": 2,
         "sites": "block.1",
     },
+    "one-word-autoencoder": {"texts": "random", "length": 4, "pieces": 20, "steps": 2, "batch": 4, "seeds": 1},
     "orthogonal-walk": {"steps": 1, "walkers": 1, "noise_draws": 1, "sites": "block.1", "gradient_check": True},
     "pseudo-inverse": {"sites": "embedding,blocks,norm,logits"},
     "repetition": {
@@ -72,6 +77,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "random_draws": 2,
     },
 }
+# These train a copy of the model, which is refused where it is spread.
+TRAINING_A_COPY = ("one-word-autoencoder",)
 # Other ways through the same analyses.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gradient-inverter over tokens, through the head": (
@@ -86,7 +93,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "jacobian-spectrum, dense": ("jacobian-spectrum", {"sites": "block.-1", "method": "dense"}),
-    **{name: (name, options) for name, options in OPTIONS.items()},
+    **{name: (name, options) for name, options in OPTIONS.items() if name not in TRAINING_A_COPY},
 }
 
 
@@ -309,6 +316,11 @@ def unlikelihood_is_refused(name: str, placement: str) -> None:
         run(placed(name, placement), "repetition", options)
 
 
+def training_a_copy_is_refused(analysis: str, placement: str) -> None:
+    with pytest.raises(probekit.UsageError, match="needs the whole model on one device"):
+        run(placed("gpt2", placement), analysis, OPTIONS[analysis])
+
+
 # --- the tests -------------------------------------------------------------------------------------------------------
 
 everywhere = pytest.mark.parametrize("placement", PLACEMENTS)
@@ -376,6 +388,14 @@ def test_an_analysis_finds_the_same_where_only_the_last_blocks_are_on_a_device(
 
 def test_fine_tuning_a_model_on_two_devices_is_refused(elsewhere: Callable[..., None]) -> None:
     elsewhere(unlikelihood_is_refused, "gpt2", "two devices")
+
+
+@pytest.mark.parametrize("placement", ["two devices", "all offloaded"])
+@pytest.mark.parametrize("analysis", TRAINING_A_COPY)
+def test_training_a_copy_of_a_model_that_is_spread_is_refused(
+    analysis: str, placement: str, elsewhere: Callable[..., None]
+) -> None:
+    elsewhere(training_a_copy_is_refused, analysis, placement)
 
 
 def test_every_bundled_analysis_is_here() -> None:

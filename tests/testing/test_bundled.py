@@ -14,6 +14,7 @@ from tests.analyses.recovering import few_samples
 SMALL: dict[str, dict[str, Any]] = {
     "autoencoder": {"widths": [3], "steps": 3, "seeds": 2, "pieces": 10, "length": 8, "invert": 1},
     "clamped-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "inner": 2, "sites": "norm"},
+    "control-codes": {"only": ["Horror", "Legal"], "new_tokens": 3, "temperature": 1.0, "samples": 2},
     "exact-inverter": {"sites": "block.1", "proposals": 1},
     "frozen-head": {"steps": 2, "batch": 2, "length": 12, "initialisations": 1, "pieces": 10},
     "gradient-inverter": {"steps": 4, "restarts": 2, "sites": "block.1,norm,logits", "record_every": 2},
@@ -27,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "correction_iterations": 3,
         "sites": "block.1",
     },
+    "one-word-autoencoder": {"steps": 3, "batch": 4, "pieces": 20, "length": 6, "segment": 3, "repulsion": "info-nce"},
     "orthogonal-walk": {"steps": 2, "walkers": 1, "noise_draws": 1, "sites": "logits"},
     "pseudo-inverse": {"sites": "embedding,blocks,logits"},
     "repetition": {

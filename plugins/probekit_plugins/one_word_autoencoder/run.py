@@ -1,0 +1,185 @@
+"""A whole run: each number of vectors and each repulsion trained with each seed, and measured on held-out texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from probekit import Result, TokenSequence, UsageError
+from probekit_plugins import copies, lora
+from probekit_plugins.batches import Batches
+from probekit_plugins.corpus import Corpus, corpus, end, start
+from probekit_plugins.one_word_autoencoder.measure import AS_IT_WAS, MEMORIES, Measured, measured, memory, surprisal
+from probekit_plugins.one_word_autoencoder.model import OneWord
+from probekit_plugins.one_word_autoencoder.objective import loss
+from probekit_plugins.one_word_autoencoder.summary import summarise
+from probekit_plugins.one_word_autoencoder.tables import by_group, lengths, surprisals
+from probekit_plugins.one_word_autoencoder.wording import Wording, wording
+from probekit_plugins.order import Order
+from probekit_plugins.texts import beginning
+from probekit_plugins.trainer import train
+
+if TYPE_CHECKING:
+    from probekit import Context, Prompt, Subject
+    from probekit_plugins.one_word_autoencoder import OneWordAutoencoderOptions, Repulsion
+    from probekit_plugins.trainer import Step
+
+# Texts whose vectors' cosines the report draws.
+DRAWN = 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained: so many vectors, with this repulsion."""
+
+    vectors: int
+    repulsion: Repulsion
+
+    @property
+    def name(self) -> str:
+        """Such as `1 vector` or `4 vectors, info-nce`."""
+        count = f"{self.vectors} vector" + ("" if self.vectors == 1 else "s")
+        return count if self.repulsion == "none" else f"{count}, {self.repulsion}"
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all trainings of a run share."""
+
+    subject: Subject
+    texts: Corpus
+    nats: torch.Tensor
+    site: str
+    words: dict[int, Wording]
+    options: OneWordAutoencoderOptions
+    context: Context
+    batches: Batches
+    result: Result
+
+
+def run(subject: Subject, prompts: Sequence[Prompt], options: OneWordAutoencoderOptions, context: Context) -> Result:
+    """Train and measure. Raises UsageError for what cannot be done, before anything is trained."""
+    site = _checked(subject, options)
+    words = {count: wording(subject, options.prompts, count) for count in options.vectors}
+    beside = max(each.longest + count for count, each in words.items()) - len(beginning(subject)) + 1
+    texts = corpus(subject, prompts, options, context, beside)
+    _check_padding(subject, texts, site)
+    batches = Batches(context, options)
+    result = Result(tables={name: [] for name in ("trained", "settings", "by_length", "by_surprisal", "losses")})
+    nats = surprisal(subject, texts.held_out, end(subject), context, batches)
+    subject.check_finite(nats, "The surprisal of the texts")
+    bench = _Bench(subject, texts, nats, site, words, options, context, batches, result)
+    for setting in _settings(options):
+        for seed in range(options.seeds):
+            _add(bench, setting, seed)
+    result.notes += batches.notes()
+    summarise(result, subject, texts, nats, site, options)
+    return result
+
+
+def _settings(options: OneWordAutoencoderOptions) -> Iterator[Setting]:
+    for vectors in options.vectors:
+        for kind in options.repulsion:
+            yield Setting(vectors, kind)
+
+
+def _checked(subject: Subject, options: OneWordAutoencoderOptions) -> str:
+    """The site whose state is encoded. Raises UsageError if there is none, or if this model cannot be trained so."""
+    what = "A one-word autoencoder"
+    if options.training == "lora":
+        lora.check(subject, f"{what} with LoRA")
+    else:
+        copies.check(subject, what)
+    blocks = len(subject.anatomy.blocks)
+    sites = subject.expand_sites(options.site or ("block.-2" if blocks > 1 else "block.0"))
+    if len(sites) != 1:
+        raise UsageError(f"A text is encoded at one site, but '{options.site}' are {len(sites)}; name one of them.")
+    if subject.anatomy.sequence is not None:
+        raise UsageError(f"{what} needs a model that reads texts of any length; this one reads one length only.")
+    if any(subject.reads_ids(site) for site in (sites[0], "logits")):
+        raise UsageError(
+            "Blocks of this model read the token ids again, so that a vector cannot stand in the place of a token."
+        )
+    axes = subject.axes(sites[0])
+    if len(axes) != 3 or axes[:2] != ("batch", "sequence"):
+        raise UsageError(f"The site '{sites[0]}' has the axes {axes}; expected [batch, sequence, width].")
+    return sites[0]
+
+
+def _check_padding(subject: Subject, texts: Corpus, site: str) -> None:
+    """Raise UsageError if texts have several lengths and the model takes no padding."""
+    lengths = torch.cat([texts.training.lengths, texts.held_out.lengths])
+    if bool((lengths != lengths[0]).any()) and not subject.takes_padding([site, "logits"]):
+        raise UsageError(
+            "This model takes no padding, so all texts must have as many tokens; give such texts, or let them be "
+            "drawn: -o shortest=null."
+        )
+
+
+def _add(bench: _Bench, setting: Setting, seed: int) -> None:
+    """Train this setting with this seed, and add its figures."""
+    options, context, subject, held = bench.options, bench.context, bench.subject, bench.texts.held_out
+    name = f"{setting.name}, seed {seed}"
+    drawn = int(torch.randint(2**62, (1,), generator=context.generator(f"weights/{name}")))
+    model = OneWord(subject, bench.words[setting.vectors], bench.site, setting.vectors, options, drawn)
+    last, first = end(subject), start(subject)
+    rest = (last, options, context, bench.batches)
+    untrained = measured(model, held, *rest, f"{name}, untrained").figures(options.distortion)
+    training = bench.texts.training
+    order = Order(len(training), drawn)
+
+    def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = training[order.batch(number, options.batch)]
+        return chosen.ids.to(subject.device), chosen.mask.to(subject.device)
+
+    def objective(texts: tuple[torch.Tensor, torch.Tensor], step: Step) -> torch.Tensor:
+        return loss(model, *texts, setting.repulsion, first, last, options, step.number)
+
+    ended = train(model, objective, batch, options, context, name)
+    found = measured(model, held, *rest, name)
+    row: dict[str, Any] = {
+        "setting": setting.name,
+        "vectors": setting.vectors,
+        "repulsion": setting.repulsion,
+        "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": ended.steps,
+        **found.figures(options.distortion),
+        "exact_untrained": untrained["exact"],
+        "token_accuracy_untrained": untrained["token_accuracy"],
+        "cosine_untrained": untrained["cosine"],
+    }
+    result = bench.result
+    result.tables["trained"].append(row)
+    result.seconds[f"training {name}"] = ended.seconds
+    labels: dict[str, Any] = {"setting": setting.name, "seed": seed}
+    result.tables["losses"] += [{**labels, "step": step, "loss": value} for step, value in ended.curve()]
+    result.tables["by_length"] += by_group(labels, found.exact, lengths(held.lengths))
+    result.tables["by_surprisal"] += by_group(labels, found.exact, surprisals(bench.nats))
+    if options.segment is not None and held.ids.shape[1] > options.segment:
+        table = memory(model, subject, held, first, options, context, bench.batches, name)
+        rows = [dict(zip((*MEMORIES, *AS_IT_WAS), values, strict=True)) for values in table.tolist()]
+        kept = result.tables.setdefault("memory", [])
+        kept += [{**labels, "segment": number, **each} for number, each in enumerate(rows, 2)]
+    if seed == 0:
+        _show(bench, setting, found)
+
+
+def _show(bench: _Bench, setting: Setting, found: Measured) -> None:
+    """Some texts beside what came back of them, and the cosines of their vectors, of the first seed."""
+    held, subject, result = bench.texts.held_out, bench.subject, bench.result
+    count = min(bench.options.shown, len(held))
+    for number in range(count):
+        row = number * len(held) // count
+        wanted = found.wanted[row, found.mask[row].bool()].tolist()
+        # What was decoded up to its own end, or up to the length of the text where nothing ends one.
+        decoded, last = found.decoded[row].tolist(), end(subject)
+        decoded = decoded[: decoded.index(last) + 1] if last in decoded else decoded[: max(len(wanted), 1)]
+        labels: dict[str, Any] = {"setting": setting.name, "text": row}
+        for group, ids in (("texts", wanted), ("reconstructions", decoded)):
+            result.sequences.setdefault(group, []).append(TokenSequence(ids, subject.tokens(ids), dict(labels)))
+    unit = torch.nn.functional.normalize(found.vectors[:DRAWN].double(), dim=-1)
+    result.tensors[f"cosines/{setting.name}"] = (unit @ unit.T).float()
