@@ -34,6 +34,7 @@ SMALL: dict[str, list[str]] = {
     "orthogonal-walk": ["-o", "steps=2"],
     "pseudo-inverse": [],
     "repetition": ["-o", "new_tokens=4", "-o", "samples=2"],
+    "text-vae": ["-o", "steps=2", "-o", "pieces=20", "-o", "length=4", "-o", "importance_samples=1"],
 }
 
 # The environment of the tests may hold an editable installation, which puts the clone on the path: take it off again.

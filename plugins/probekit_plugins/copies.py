@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import Self
 
 import torch
+from torch import nn
 
-from probekit import Subject, UsageError
+from probekit import Subject, UsageError, out_of_memory
 from probekit_plugins.training import is_quantised
 
-if TYPE_CHECKING:
-    from torch import nn
+
+class WithoutDropout(nn.Module):
+    """A module that stays in eval mode whatever is asked for, and so do all modules in it.
+
+    What holds a copy and is given to a trainer, which puts it in training mode, is one of these. Dropout would draw
+    from a generator that a resumed training does not have, and layer maps freeze a model that is in training mode.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode."""
+        return super().train(False)
 
 
 def check(subject: Subject, what: str) -> None:
@@ -28,13 +38,25 @@ def check(subject: Subject, what: str) -> None:
 def copied(subject: Subject) -> Subject:
     """A copy in fp32 at least, whose parameters require gradients, and so its layer maps' activations too.
 
-    It computes in eval mode, without dropout, also while it is trained.
+    It computes in eval mode, without dropout; a module that holds it and is trained is a `WithoutDropout`. Hooks that
+    others put on the model are on the copy as well, since what it computes may be theirs. Raises UsageError with one
+    sentence if the model cannot be copied, such as for a hook that keeps what has a graph.
     """
-    model = copy.deepcopy(subject.model)
+    try:
+        model = copy.deepcopy(subject.model)
+    except (TypeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UsageError(
+            f"No copy of this {type(subject.model).__name__} can be made: {reason}. Take off hooks that others put on "
+            "it."
+        ) from error
     model.zero_grad(set_to_none=True)
     model.eval()
-    if next(model.parameters()).dtype not in (torch.float32, torch.float64):
-        model.float()
+    types = {parameter.dtype for parameter in model.parameters()}
+    if any(kind.is_floating_point and kind.itemsize < torch.float32.itemsize for kind in types):
+        model.to(torch.float64 if torch.float64 in types else torch.float32)
     return wrapped(model.requires_grad_(True), subject)
 
 
@@ -43,10 +65,11 @@ def wrapped(model: nn.Module, subject: Subject) -> Subject:
     stays so.
     """
     known = subject.anatomy
-    paths = {
+    paths: dict[str, str | int | None] = {
         "blocks": known.blocks_path,
         "embedding": known.embedding_path,
         "norm": known.norm_path,
         "unembedding": known.unembedding_path,
+        "sequence": known.sequence,
     }
     return Subject(model, subject.tokenizer, anatomy=paths, settled=True)

@@ -2,14 +2,14 @@
 
 They come from a file, from the prompts, from the model's own writing, or are uniformly random tokens. Texts are held
 out by what is in them, so that one that is there twice is never on both sides. What begins and ends a text is not among
-its tokens: `start` and `end` say what the model has for that.
+its tokens: `start` and `end` say what the model has for that, and a text is over where its end stands.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,9 @@ import torch
 
 from probekit import UsageError
 from probekit_plugins.batches import Batches
+from probekit_plugins.continued import until_end
 from probekit_plugins.head import predicted_tokens
-from probekit_plugins.texts import beginning, encoded, piece_length
+from probekit_plugins.texts import around, beginning, encoded
 from probekit_plugins.writing import can_generate, written_pieces
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ USUAL_LENGTH = 64
 # The model writes so many tokens in one batch of texts.
 WRITTEN_AT_ONCE = 2048
 RANDOM = "random"
+WRITTEN = "what the model writes itself"
+
+Rows = list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -108,31 +112,33 @@ def end(subject: Subject) -> int | None:
 def corpus(
     subject: Subject, prompts: Sequence[Prompt], options: CorpusOptions, context: Context, beside: int = 1
 ) -> Corpus:
-    """The texts that the options say; `beside` are the positions that the context must have beside a text's own.
+    """The texts that the options say; `beside` are the positions that the context must have beside a text's own and
+    those of what the tokenizer begins it with.
 
-    Raises UsageError with one sentence if a file cannot be read, if no tokenizer is there to read it, if the context
-    has no room for a text of the length that is asked for, or if too few texts are left to train on or to measure by.
+    Which texts are held out does not depend on their order. Raises UsageError with one sentence if a file cannot be
+    read, if no tokenizer is there to read it, if a token is one that the model does not predict, if the context has no
+    room for a text of the length that is asked for, or if too few texts are left to train on or to measure by.
     """
-    length = piece_length(subject, options.length, USUAL_LENGTH, "length")
-    room = None if subject.context is None else subject.context - len(beginning(subject)) - beside
-    if room is not None and length > room:
-        if options.length is not None or room < 1:
-            raise UsageError(
-                f"A text is to have {length} tokens, and {beside} positions stand beside it, but the model's context "
-                f"is {subject.context}; cut shorter ones (-o length={max(room, 1)})."
-            )
-        length = room
+    length = _length(subject, options.length, beside)
+    named, held = options.held_out_texts, []
+    if named is not None:  # before the model writes any
+        held = list(map(list, dict.fromkeys(map(tuple, _of_file(subject, named, "held_out_texts", length)))))
+        if len(held) < 2:
+            raise UsageError(f"Of the texts '{named}' {len(held)} can be measured by; give two or more, not the same.")
     rows, source = _rows(subject, prompts, options, context, length)
-    if options.held_out_texts is not None:
-        held, training = _of_file(subject, options.held_out_texts, "held_out_texts", length), rows
-        known = {tuple(row) for row in held}
-        training = [row for row in training if tuple(row) not in known]
-    else:
-        training, held = _split(rows, options.held_out)
+    if named is None:
+        held = _held_out(rows, options.held_out)
+    known = set(map(tuple, held))
+    training = [row for row in rows if tuple(row) not in known]
     if not training or len(held) < 2:
+        drawn = options.texts == RANDOM or source == WRITTEN
         raise UsageError(
-            f"Of {len(rows)} texts ({source}) {len(training)} are left to train on and {len(held)} to measure by; give "
-            "more of them, no two the same."
+            f"Of {len(rows)} texts ({source}) {len(training)} are left to train on and {len(held)} to measure by; "
+            + (
+                "let more or longer ones be made (-o pieces=…, -o length=…)."
+                if drawn
+                else "give more of them, no two the same."
+            )
         )
     chosen = Texts.of(held)
     if len(chosen) > options.measured:
@@ -140,29 +146,57 @@ def corpus(
     return Corpus(Texts.of(training), chosen, source)
 
 
+def _length(subject: Subject, asked: int | None, beside: int) -> int:
+    """Most tokens of a text: as asked, or the usual number if the context has room for it."""
+    if subject.context is None:
+        return asked or USUAL_LENGTH
+    beside += len(beginning(subject))
+    room = subject.context - beside
+    if room < 1:
+        raise UsageError(
+            f"The model's context is {subject.context}, which has no room for a text: {beside} positions stand beside "
+            "it."
+        )
+    if asked is not None and asked > room:
+        raise UsageError(
+            f"A text is to have {asked} tokens, and {beside} positions stand beside it, but the model's context is "
+            f"{subject.context}; cut shorter ones (-o length={room})."
+        )
+    return min(asked or USUAL_LENGTH, room)
+
+
 def _rows(
     subject: Subject, prompts: Sequence[Prompt], options: CorpusOptions, context: Context, length: int
-) -> tuple[list[list[int]], str]:
+) -> tuple[Rows, str]:
     if options.texts == RANDOM:
         return _random(subject, options, context, length), "uniformly random tokens"
     if options.texts is not None:
         return _of_file(subject, options.texts, "texts", length), "the file of texts"
+    own = _own(subject)
     if len(prompts) >= FEWEST:
-        return [row[:length] for row in _of_prompts(subject, prompts)], "the prompts"
+        rows = [row[:length] for prompt in prompts if (row := own(prompt.input_ids[0].tolist()))]
+        _check(subject, rows, "The prompts")
+        return rows, "the prompts"
     if not can_generate(subject) or subject.anatomy.sequence is not None:
         raise UsageError(f"This model writes no texts; give some (-o texts=FILE), or {FEWEST} prompts.")
     if options.length is None:
         length = min(length, USUAL_LENGTH // 2)
+    if length == 1 and not beginning(subject):
+        raise UsageError(
+            "Texts that this model writes begin with the prompt's first token, so with one token they are all the "
+            "same; let it write longer ones (-o length=2), or give texts (-o texts=FILE)."
+        )
     label = "texts to train on"
     memory = Batches(context, options)
-    rows = max(1, WRITTEN_AT_ONCE // length)
-    found = written_pieces(subject, prompts[0], options.pieces, length, rows, context, label, memory)
-    sizes = _lengths(options, length, context)
-    return [row[:size] for row, size in zip(found.tolist(), sizes, strict=True)], "what the model writes itself"
+    at_once = max(1, WRITTEN_AT_ONCE // length)
+    found = written_pieces(subject, prompts[0], options.pieces, length, at_once, context, label, memory)
+    sizes, padding = _lengths(options, length, context), _padding(subject)
+    cut = [own(row[:size]) for row, size in zip(found.tolist(), sizes, strict=True)]
+    return [row for row in cut if row and padding not in row], WRITTEN
 
 
 def _lengths(options: CorpusOptions, length: int, context: Context) -> list[int]:
-    """How many tokens each text has that is drawn or that the model writes."""
+    """How many tokens each text has that is drawn or that the model writes, before its end is cut off."""
     shortest = min(options.shortest or length, length)
     drawn: list[int] = torch.randint(
         shortest, length + 1, (options.pieces,), generator=context.generator("lengths of texts")
@@ -170,68 +204,107 @@ def _lengths(options: CorpusOptions, length: int, context: Context) -> list[int]
     return drawn
 
 
-def _random(subject: Subject, options: CorpusOptions, context: Context, length: int) -> list[list[int]]:
-    generator = context.generator("random texts")
-    ids = torch.randint(predicted_tokens(subject), (options.pieces, length), generator=generator)
-    last = end(subject)
-    if last is not None:  # a text does not hold what ends it
-        ids = torch.where(ids == last, (ids + 1) % predicted_tokens(subject), ids)
+def _random(subject: Subject, options: CorpusOptions, context: Context, length: int) -> Rows:
+    """Of all tokens that a text may hold: what ends it is none of them."""
+    tokens = torch.arange(predicted_tokens(subject))
+    for other in (end(subject), _padding(subject)):
+        tokens = tokens[tokens != (-1 if other is None else other)]
+    if len(tokens) < 2:
+        raise UsageError("Random texts need two tokens to draw from; this model has fewer. Give texts (-o texts=FILE).")
+    ids = torch.randint(len(tokens), (options.pieces, length), generator=context.generator("random texts"))
     sizes = _lengths(options, length, context)
-    return [row[:size] for row, size in zip(ids.tolist(), sizes, strict=True)]
+    return [row[:size] for row, size in zip(tokens[ids].tolist(), sizes, strict=True)]
 
 
-def _of_prompts(subject: Subject, prompts: Sequence[Prompt]) -> Iterable[list[int]]:
-    first = beginning(subject)
-    for prompt in prompts:
-        ids: list[int] = prompt.input_ids[0].tolist()
-        yield ids[len(first) :] if first and ids[: len(first)] == first and len(ids) > len(first) else ids
+def _own(subject: Subject) -> Callable[[list[int]], list[int]]:
+    """What leaves of token ids a text's own: without what the tokenizer puts around it, up to where it ends."""
+    before, after = around(subject)
+    last = end(subject)
+    before = before or ([] if last is None else [last])
+
+    def own(ids: list[int]) -> list[int]:
+        if before and ids[: len(before)] == before:
+            ids = ids[len(before) :]
+        if after and ids[-len(after) :] == after:
+            ids = ids[: -len(after)]
+        return until_end(ids, last)
+
+    return own
 
 
-def _of_file(subject: Subject, name: str, option: str, length: int) -> list[list[int]]:
+def _of_file(subject: Subject, name: str, option: str, length: int) -> Rows:
     if subject.tokenizer is None:
         raise UsageError(f"This model has no tokenizer, so it cannot be given texts; leave out -o {option}.")
-    rows = [ids[:length] for line in lines(name) if (ids := encoded(subject, line, False))]
-    outside = next((index for row in rows for index in row if not 0 <= index < predicted_tokens(subject)), None)
-    if outside is not None:
-        raise UsageError(f"The texts '{name}' have a token, {outside}, that this model does not predict.")
+    own = _own(subject)
+    rows = [ids[:length] for line in lines(name) if (ids := own(encoded(subject, line, False)))]
+    _check(subject, rows, f"The texts '{name}'")
     return rows
 
 
+def _check(subject: Subject, rows: Rows, what: str) -> None:
+    """Raise UsageError with one sentence if a text has a token that no text of this model may have."""
+    tokens, padding = set().union(*rows), _padding(subject)
+    outside = next((token for token in sorted(tokens) if not 0 <= token < predicted_tokens(subject)), None)
+    if outside is not None:
+        raise UsageError(f"{what} have a token, {outside}, that this model does not predict.")
+    if padding in tokens:
+        raise UsageError(
+            f"{what} have the padding token, {padding}, and this model takes positions or masks from where that stands."
+        )
+
+
+def _padding(subject: Subject) -> int | None:
+    """The padding token, where the model reads where it stands, so that no text may hold it."""
+    config = getattr(subject.model, "config", None)
+    token = getattr(getattr(config, "get_text_config", lambda: config)(), "pad_token_id", None)
+    if not isinstance(token, int) or not 0 <= token < subject.vocabulary:
+        return None
+    try:
+        subject.check_ids([token] * (subject.anatomy.sequence or 1))
+    except UsageError:
+        return token
+    return None
+
+
 def lines(name: str) -> list[str]:
-    """The texts of a UTF-8 file: its lines that are not empty, or the `text` of each of its JSON lines.
+    """The texts of a UTF-8 file: its lines that are not empty, as those of a file of prompts, or the `text` of each of
+    its JSON lines.
 
     Raises UsageError with one sentence if the file cannot be read.
     """
     path = Path(name)
     try:
-        content = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open(encoding="utf-8-sig") as file:  # U+2028 and the like part no texts
+            found = [(number, line.removesuffix("\n")) for number, line in enumerate(file, 1) if line.strip()]
     except OSError as error:
         raise UsageError(f"The texts '{path}' cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise UsageError(f"The texts '{path}' are not UTF-8.") from None
-    found = [line.strip() for line in content if line.strip()]
+    except ValueError as error:  # of the path
+        raise UsageError(f"The texts {str(path)!r} cannot be read: {error}.") from None
     if path.suffix not in (".jsonl", ".ndjson"):
-        return found
-    texts = []
-    for number, line in enumerate(found, 1):
-        try:
-            document = json.loads(line)
-        except (ValueError, RecursionError):
-            document = None
-        text = document.get("text") if isinstance(document, dict) else None
-        if not isinstance(text, str):
-            raise UsageError(f"Line {number} of '{path}' is no JSON object with a `text`.")
-        texts.append(text)
-    return texts
+        return [line for _, line in found]
+    return [_text(line, number, path) for number, line in found]
 
 
-def _split(rows: list[list[int]], share: float) -> tuple[list[list[int]], list[list[int]]]:
-    """Those whose digests are the least are held out, of each text all that are the same."""
-    by_digest: dict[bytes, list[list[int]]] = {}
-    for row in rows:
-        by_digest.setdefault(hashlib.sha256(str(row).encode()).digest(), []).append(row)
-    wanted = max(2, round(share * len(by_digest)))
-    order = sorted(by_digest)
-    held = {tuple(by_digest[digest][0]) for digest in order[:wanted]}
-    training = [row for row in rows if tuple(row) not in held]
-    return training, [by_digest[digest][0] for digest in order[:wanted]]
+def _text(line: str, number: int, path: Path) -> str:
+    """The `text` of a JSON line."""
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        document = None
+    text = document.get("text") if isinstance(document, dict) else None
+    if not isinstance(text, str):
+        raise UsageError(f"Line {number} of '{path}' is no JSON object with a `text`.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"Line {number} of '{path}' has half of a surrogate pair, which is no character.") from None
+    return text
+
+
+def _held_out(rows: Rows, share: float) -> Rows:
+    """Of the different texts those whose digests are the least, at least two, but never all."""
+    different = sorted(set(map(tuple, rows)), key=lambda row: hashlib.sha256(str(list(row)).encode()).digest())
+    wanted = min(max(2, round(share * len(different))), len(different) - 1)
+    return [list(row) for row in different[: max(0, wanted)]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from probekit_plugins.training_options import TrainingOptions
 
@@ -24,7 +24,8 @@ class CorpusOptions(TrainingOptions):
     length: int | None = Field(
         None,
         ge=1,
-        description="Most tokens of a text, longer ones are cut; unset: 64, or what the context has room for.",
+        description="Most tokens of a text, longer ones are cut; unset: 64, or 32 if the model writes them itself, "
+        "or what the context has room for.",
     )
     shortest: int | None = Field(
         None,
@@ -33,3 +34,9 @@ class CorpusOptions(TrainingOptions):
         "`length` says.",
     )
     pieces: int = Field(2000, ge=10, description="Texts that the model writes itself, or that are drawn at random.")
+
+    @model_validator(mode="after")
+    def _shortest_fits(self) -> CorpusOptions:
+        if self.shortest is not None and self.length is not None and self.shortest > self.length:
+            raise ValueError("`shortest` is at most `length`")
+        return self

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import probekit
-from probekit_plugins.training import restore, state_of
+from probekit_plugins.training import backward, restore, state_of
 
 if TYPE_CHECKING:
     from probekit import Context
@@ -79,13 +79,17 @@ def train(
 
     `batch(n)` is the n-th batch whatever was asked for before, so that a resumed training sees the same. `key` names
     the training within the analysis. The module's parameters and buffers are those at the end, also where the training
-    was done in an earlier process. Raises AnalysisError if a loss is not finite.
+    was done in an earlier process, and it is in eval mode. Raises AnalysisError if a loss is not finite, or has no
+    gradients.
+
+    While it is trained the module is in training mode: one that holds a copy of a subject is a `WithoutDropout`.
     """
     training = _Training(module, loss, batch, options, context, key)
     ended = context.stage(f"trained/{key}", training.run)
     with torch.no_grad():
         for name, tensor in _tensors(module).items():
             tensor.copy_(ended[f"module/{name}"])
+    module.eval()
     return Training(ended["losses"], float(ended["seconds"]))
 
 
@@ -135,7 +139,7 @@ class _Training:
                 step = Step(number, share, torch.Generator().manual_seed(seed ^ number))
                 value = self._loss(self._batch(number), step)
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()
+                backward(value, self._module)
                 nn.utils.clip_grad_norm_(self._parameters.values(), options.clip)
                 optimizer.step()
                 self._losses[number] = value.detach()
@@ -145,6 +149,7 @@ class _Training:
                     self._check(done)
                 loop.end_step(state, loss=self._losses[number])
             done = max(done, loop.start)
+        optimizer.zero_grad(set_to_none=True)
         self._check(done)
         ended = {f"module/{name}": tensor for name, tensor in _tensors(self._module).items()}
         return ended | {"losses": self._losses[:done], "seconds": torch.tensor(self._seconds, dtype=torch.float64)}

@@ -89,6 +89,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "unlikelihood_batch": 2,
         "unlikelihood_pieces": 4,
     },
+    "text-vae": {
+        "texts": "random",
+        "length": 4,
+        "pieces": 20,
+        "steps": 4,
+        "batch": 4,
+        "latent": 3,
+        "importance_samples": 1,
+    },
 }
 BAD: dict[str, dict[str, Any]] = {
     "activation-statistics": {"sites": "block.1,nowhere"},
@@ -106,6 +115,7 @@ BAD: dict[str, dict[str, Any]] = {
     "orthogonal-walk": {"sites": "block.1,nowhere"},
     "pseudo-inverse": {"sites": "nowhere"},
     "repetition": {"new_tokens": 64},
+    "text-vae": {"texts": "random", "site": "block.99"},
 }
 # What is wrong with each bad input; without an entry, its site.
 SENTENCES = {

@@ -76,9 +76,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "text_length": 4,
         "random_draws": 2,
     },
+    "text-vae": {
+        "texts": "random",
+        "length": 4,
+        "pieces": 20,
+        "steps": 4,
+        "batch": 4,
+        "latent": 3,
+        "importance_samples": 1,
+    },
 }
 # These train a copy of the model, which is refused where it is spread.
-TRAINING_A_COPY = ("one-word-autoencoder",)
+TRAINING_A_COPY = ("one-word-autoencoder", "text-vae")
 # Other ways through the same analyses.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gradient-inverter over tokens, through the head": (

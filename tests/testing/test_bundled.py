@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "unlikelihood_batch": 2,
         "unlikelihood_pieces": 4,
     },
+    "text-vae": {"steps": 4, "batch": 4, "pieces": 20, "length": 6, "latent": 3, "importance_samples": 2},
 }
 
 
