@@ -7,7 +7,7 @@ a model that probekit loaded and on a wrapped one that is in the middle of someb
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "batch": 4,
         "latent": 3,
         "importance_samples": 1,
+        "injection": "embedding",  # what fails while a memory is tried is taken for a model that takes none
     },
 }
 BAD: dict[str, dict[str, Any]] = {
@@ -133,6 +134,8 @@ FAILING: dict[str, type[BaseException]] = {
 # Analyses that call a block less often: for each of the three prompts; or for all of them at once, after two calls for
 # each of the three blocks that tell what padding does, once for a subject.
 CALLED = {"activation-statistics": 7, "layer-similarity": 7, "pseudo-inverse": 3}
+# These try what a copy of the model takes: what fails then is taken for what it does not take.
+TRYING = ("text-vae",)
 SHARE_A_PASS = ("activation-statistics", "autoencoder", "layer-similarity")
 
 
@@ -214,7 +217,7 @@ def test_modules_that_fail_at_the_nth_call(name: str, subject: probekit.Subject,
                 reached += 1
             finally:
                 handle.remove()
-        assert reached >= (1 if name in SHARE_A_PASS else 2), (
+        assert reached >= (1 if name in (*SHARE_A_PASS, *TRYING) else 2), (
             f"the analysis called {place} often enough for the failure to happen"
         )
     with assert_untouched(subject.model):
@@ -228,7 +231,11 @@ def test_what_a_failure_leaves(
     name: str, call: int, error: type[BaseException], subject: probekit.Subject, assert_untouched: Untouched
 ) -> None:
     """The failing hook sits in place while everything is compared, so that nothing else may have changed."""
-    raised = nullcontext() if call > CALLED.get(name, call) else pytest.raises(error, match="on purpose")
+    raised: AbstractContextManager[Any] = (
+        nullcontext() if call > CALLED.get(name, call) else pytest.raises(error, match="on purpose")
+    )
+    if name in TRYING and error is RuntimeError:
+        raised = suppress(error)
     counting = failing_at(call, error)
     armed = False
 
