@@ -22,6 +22,7 @@ from benchmarks import (
     report_page,
     restarts,
     sparse_autoencoders,
+    text_autoencoder_step,
     walks,
 )
 from benchmarks.machine import conditions
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "recording": recording.run,
     "report": report_page.run,
     "sparse-autoencoders": sparse_autoencoders.run,
+    "text-autoencoder-step": text_autoencoder_step.run,
 }
 OUTPUT = Path("reports/output/bench/latest.json")
 

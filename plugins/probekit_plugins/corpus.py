@@ -33,6 +33,8 @@ USUAL_LENGTH = 64
 # The model writes so many tokens in one batch of texts.
 WRITTEN_AT_ONCE = 2048
 RANDOM = "random"
+# Where texts come from that are made here.
+DRAWN = "uniformly random tokens"
 WRITTEN = "what the model writes itself"
 
 Rows = list[list[int]]
@@ -131,14 +133,11 @@ def corpus(
     known = set(map(tuple, held))
     training = [row for row in rows if tuple(row) not in known]
     if not training or len(held) < 2:
-        drawn = options.texts == RANDOM or source == WRITTEN
+        made = source in (DRAWN, WRITTEN)
+        more = "let longer ones be made (-o length=…)" if made else "give more of them, no two the same"
         raise UsageError(
             f"Of {len(rows)} texts ({source}) {len(training)} are left to train on and {len(held)} to measure by; "
-            + (
-                "let more or longer ones be made (-o pieces=…, -o length=…)."
-                if drawn
-                else "give more of them, no two the same."
-            )
+            f"{more}."
         )
     chosen = Texts.of(held)
     if len(chosen) > options.measured:
@@ -169,7 +168,7 @@ def _rows(
     subject: Subject, prompts: Sequence[Prompt], options: CorpusOptions, context: Context, length: int
 ) -> tuple[Rows, str]:
     if options.texts == RANDOM:
-        return _random(subject, options, context, length), "uniformly random tokens"
+        return _random(subject, options, context, length), DRAWN
     if options.texts is not None:
         return _of_file(subject, options.texts, "texts", length), "the file of texts"
     own = _own(subject)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from probekit_plugins.copies import WithoutDropout
 from probekit_plugins.text_vae.memory import memory_of
 
 if TYPE_CHECKING:
@@ -19,11 +20,8 @@ if TYPE_CHECKING:
     from probekit_plugins.text_vae import Injection
 
 
-class Decoder(nn.Module):
-    """`logits(ids, z)`: `[n, T]` and `[n, P]` → `[n, T, V]`; without z the language model that it is.
-
-    In eval mode, without dropout, also in training.
-    """
+class Decoder(WithoutDropout):
+    """`logits(ids, z)`: `[n, T]` and `[n, P]` → `[n, T, V]`; without z the language model that it is."""
 
     def __init__(self, model: nn.Module, embedding: nn.Module, latent: int, injection: Injection | None) -> None:
         """Of a causal LM and its token embedding; `injection` None is one without z. Raises UsageError if no memory can
@@ -57,10 +55,6 @@ class Decoder(nn.Module):
             return self._call(ids, cache)
         finally:
             handle.remove()
-
-    def train(self, mode: bool = True) -> Decoder:
-        """Stays in eval mode."""
-        return super().train(False)
 
     def _call(self, ids: torch.Tensor, cache: DynamicCache | None) -> torch.Tensor:
         model: Any = self.model

@@ -5,21 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from probekit import Subject, UsageError
-from probekit_plugins.copies import copied
+from probekit_plugins.copies import WithoutDropout, copied
 
 if TYPE_CHECKING:
     from probekit_plugins.corpus import Texts
     from probekit_plugins.text_vae import Pooling
 
 
-class Encoder(nn.Module):
-    """`h(x)`, `[n, H]`: the pooled states of texts, padding left out. In eval mode, without dropout, also in training.
-
-    `position` is `last` in a model that sees only what stands before, where the first position sees nothing else.
-    """
+class Encoder(WithoutDropout):
+    """`h(x)`, `[n, H]`: the pooled states of texts, padding left out."""
 
     width: int
 
@@ -36,10 +32,6 @@ class Encoder(nn.Module):
         device = next(self.parameters()).device
         mask = texts.mask.to(device)
         return pooled(self.states(texts.ids.to(device), mask), mask, self.pooling)
-
-    def train(self, mode: bool = True) -> Encoder:
-        """Stays in eval mode."""
-        return super().train(False)
 
 
 class Copy(Encoder):
