@@ -65,7 +65,7 @@ def adapted(subject: Subject, rank: int, alpha: float, seed: int) -> Subject:
     # peft says of each transposed layer that it noticed.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch's own: that would seed every device
         package.inject_adapter_in_model(config, model)
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) not in known)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import probekit
+from probekit_plugins.repeats import seq_rep, times_before
 from probekit_plugins.repetition import Repetition, RepetitionOptions
 from probekit_plugins.repetition.figures import (
     distinct,
@@ -24,8 +25,6 @@ from probekit_plugins.repetition.figures import (
     of_sequence,
     pooled_diversity,
     self_bleu,
-    seq_rep,
-    times_before,
 )
 from probekit_plugins.repetition.summary import RandomTokens
 

@@ -17,8 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, RepetitionPenaltyLogitsPro
 import probekit
 from probekit.plugins import Plugins
 from probekit.runs import execute, resolve, resume
+from probekit_plugins.penalties import LiteralPenalty
 from probekit_plugins.repetition import Repetition, RepetitionOptions
-from probekit_plugins.repetition.contrastive import LiteralPenalty
 from probekit_plugins.repetition.finetuning import FineTuning
 from probekit_plugins.repetition.generation import Generation
 from probekit_plugins.repetition.predictions import means, measure, unlikelihood

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 PenaltyForm = Literal["unpenalised", "corrected", "literal"]
 Path = Annotated[str, Field(min_length=1)]
+# Less or more of θ or T, and a logit that they divide or multiply is no figure any more.
+LEAST, MOST = 1e-6, 1e6
+
+
+def _as_text(fields: object) -> object:
+    """Numbers among them as text, as in a file of codes."""
+    if not isinstance(fields, dict):
+        return fields
+    return {name: str(each) if type(each) in (int, float) else each for name, each in fields.items()}
 
 
 class ControlCodesOptions(TrainingOptions):
@@ -32,7 +41,9 @@ class ControlCodesOptions(TrainingOptions):
     only: Annotated[list[str], BeforeValidator(listed)] = Field(
         [], description="Names of the codes that are used; unset: all of the file."
     )
-    fields: dict[str, str] = Field({}, description='Fields of templates, in place of their defaults: {rating = "1.0"}.')
+    fields: Annotated[dict[str, str], BeforeValidator(_as_text)] = Field(
+        {}, description='Fields of templates, in place of their defaults: {rating = "1.0"}.'
+    )
     texts: dict[str, Path] = Field(
         {},
         description='Texts whose code is known, a UTF-8 file for each code: {Horror = "horror.txt"}, a text on each '
@@ -53,9 +64,9 @@ class ControlCodesOptions(TrainingOptions):
         description="How tokens that were generated before are penalised, the first one shown first: x/θ if x > 0 "
         "else xθ, not at all, or x/θ as the paper prints it. An empty list leaves generation out.",
     )
-    penalty: float = Field(1.2, gt=0, description="θ.")
+    penalty: float = Field(1.2, ge=LEAST, le=MOST, description="θ.")
     temperature: float = Field(
-        0.0, ge=0, description="T: 0 takes the likeliest token, 1 draws from the model's own distribution."
+        0.0, ge=0, le=MOST, description="T: 0 takes the likeliest token, 1 draws from the model's own distribution."
     )
     top_k: int = Field(0, ge=0, description="Draw among the k likeliest tokens; 0: all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Draw among the likeliest tokens that have this probability.")
@@ -78,6 +89,10 @@ class ControlCodesOptions(TrainingOptions):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"each of `{name}` once")
+        if 0 < self.temperature < LEAST:
+            raise ValueError(f"a `temperature` above 0 is at least {LEAST:g}; 0 takes the likeliest token")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise ValueError("`top_k` and `top_p` say what is drawn among, so they need a `temperature` above 0")
         if self.save and not self.steps:
             raise ValueError("`save` keeps a fine-tuned model, so it needs `steps`")
         return self

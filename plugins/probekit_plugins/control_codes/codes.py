@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 NONE = "none"
 TEXT = "text"
 KEYS = ("template", "fields", "ids", "description", "texts")
-MOST_BYTES, MOST_CODES = 1 << 20, 256
+MOST_BYTES, MOST_CODES = 1 << 17, 256
+# Names that a sentence lists.
+LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,15 @@ def codes(options: ControlCodesOptions) -> list[Code]:
     for name in [*options.only, *options.texts]:
         if name not in tables:
             raise UsageError(
-                f"There is no code '{name}' in {what}; there are: {', '.join(tables)}.{_near(name, tables)}"
+                f"There is no code {_shown(name)} in {what}; there are: {_listed(tables)}.{_near(name, tables)}"
             )
     known: set[str] = set()
     found = [
         _code(name, tables[name], options.fields, f"The code '{name}' of {what}", folder, known) for name in tables
     ]
     if unknown := next((name for name in options.fields if name not in known), None):
-        listed = ", ".join(sorted(known)) or "none"
-        raise UsageError(f"No template has the field '{unknown}'; the fields of {what} are: {listed}.")
+        listed = _listed(sorted(known)) or "none"
+        raise UsageError(f"No template has the field {_shown(unknown)}; the fields of {what} are: {listed}.")
     by_name = {code.name: code for code in found}
     chosen = [by_name[name] for name in options.only or tables]
     if lost := next((name for name in options.texts if name not in options.only and options.only), None):
@@ -84,7 +86,7 @@ def _tables(name: str | None) -> tuple[dict[str, Any], str, Path]:
             with path.open("rb") as file:
                 content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise UsageError(f"{_upper(what)} is larger than {MOST_BYTES >> 20} MiB, which is no file of codes.")
+            raise UsageError(f"{_upper(what)} is larger than {MOST_BYTES >> 10} KiB, which is no file of codes.")
         document = tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{_upper(what)} cannot be read: {error.strerror}.") from None
@@ -96,22 +98,23 @@ def _tables(name: str | None) -> tuple[dict[str, Any], str, Path]:
         raise UsageError(f"{_upper(what)} cannot be read as TOML: {' '.join(str(error).split())[:100]}.") from None
     tables = document.get("codes")
     if other := next((key for key in document if key != "codes"), None):
-        raise UsageError(f"{_upper(what)} has '{other[:40]}' at its top; expected only tables [codes.NAME].")
+        raise UsageError(f"{_upper(what)} has {_shown(other)} at its top; expected only tables [codes.NAME].")
     if not isinstance(tables, dict) or not tables:
         raise UsageError(f"{_upper(what)} has no codes; expected a table [codes.NAME] with a `template` for each.")
     if len(tables) > MOST_CODES:
         raise UsageError(f"{_upper(what)} has {len(tables)} codes; expected at most {MOST_CODES}.")
+    for name in tables:
+        if name == NONE or not name.strip() or len(name) > 80 or not name.isprintable():
+            raise UsageError(f"A code cannot be called {_shown(name)}; give it a short name, other than '{NONE}'.")
     return tables, what, path.parent if path is not None else Path()
 
 
 def _code(name: str, table: Any, fields: Mapping[str, str], what: str, folder: Path, known: set[str]) -> Code:
     """One code; the fields of its template are added to `known`."""
-    if name == NONE or not name.strip() or len(name) > 80:
-        raise UsageError(f"A code cannot be called '{name[:80]}'; give it a short name, other than '{NONE}'.")
     if not isinstance(table, dict):
         raise UsageError(f"{what} is {_shown(table)}; expected a table with a `template`.")
     if key := next((key for key in table if key not in KEYS), None):
-        raise UsageError(f"{what} has '{key[:40]}'; expected only {', '.join(KEYS)}.{_near(key, KEYS)}")
+        raise UsageError(f"{what} has {_shown(key)}; expected only {', '.join(KEYS)}.{_near(key, KEYS)}")
     for key in ("description", "texts"):
         if not isinstance(table.get(key, ""), str):
             raise UsageError(f"{what}: `{key}` is {_shown(table[key])}; expected text.")
@@ -121,25 +124,44 @@ def _code(name: str, table: Any, fields: Mapping[str, str], what: str, folder: P
         ids = table["ids"]
         if "template" in table or "fields" in table:
             raise UsageError(f"{what} has both `ids` and a template; give one of them.")
-        if not isinstance(ids, list) or not ids or not all(type(index) is int and index >= 0 for index in ids):
+        if (
+            not isinstance(ids, list)
+            or not ids
+            or not all(type(index) is int and 0 <= index < 1 << 31 for index in ids)
+        ):
             raise UsageError(f"{what}: `ids` is {_shown(ids)}; expected a list of token ids such as [5].")
         return Code(name, None, tuple(ids), about, texts)
     template, defaults = table.get("template"), table.get("fields", {})
     if not isinstance(template, str):
         missing = "no `template`" if template is None else f"`template` = {_shown(template)}"
         raise UsageError(f"{what} has {missing}; expected a text that ends with {{text}}.")
-    if not isinstance(defaults, dict) or any(type(value) not in (str, int, float) for value in defaults.values()):
+    if not isinstance(defaults, dict) or not all(map(_is_field, defaults.values())):
         raise UsageError(f"{what}: `fields` is {_shown(defaults)}; expected a table with a text for each field.")
     wanted = _fields(template, what)
     if spare := next((field for field in defaults if field not in wanted), None):
-        raise UsageError(f"{what} has a default for '{spare[:40]}', which is no field of its template.")
+        raise UsageError(f"{what} has a default for {_shown(spare)}, which is no field of its template.")
     known.update(wanted)
     values = {field: str(value) for field, value in defaults.items()} | dict(fields)
     if empty := next((field for field in wanted if field not in values), None):
         raise UsageError(
             f'{what}: the field {{{empty}}} has no value; give it a default (fields = {{ {empty} = "…" }}).'
         )
-    return Code(name, template.removesuffix(f"{{{TEXT}}}").format(**values), (), about, texts)
+    prefix = template.removesuffix(f"{{{TEXT}}}").format(**values)
+    if not _is_unicode(prefix):  # a field of the command line, in another encoding
+        raise UsageError(f"{what}: a field is not UTF-8.")
+    return Code(name, prefix, (), about, texts)
+
+
+def _is_field(value: object) -> bool:
+    return type(value) in (str, float) or (type(value) is int and abs(value) < 1 << 63)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fields(template: str, what: str) -> list[str]:
@@ -167,8 +189,15 @@ def _upper(what: str) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # tables in tables, or a number of more digits than Python writes
+        return f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(list(names)[:LISTED]) + (", …" if len(names) > LISTED else "")
 
 
 def _near(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

@@ -41,16 +41,12 @@ def check(subject: Subject, options: ControlCodesOptions) -> None:
         )
 
 
-class Tuning(nn.Module):
-    """A model that is trained on texts behind prefixes, without dropout."""
+class Tuning(copies.WithoutDropout):
+    """A model that is trained on texts behind prefixes."""
 
     def __init__(self, model: nn.Module, prefixes: Sequence[Sequence[int]]) -> None:
         super().__init__()
         self.model, self._prefixes = model, prefixes
-
-    def train(self, mode: bool = True) -> Tuning:
-        """In eval mode, whatever is asked for: dropout would draw from a generator that a resumed run does not have."""
-        return super().train(False)
 
     def loss(self, codes: Sequence[int], texts: Sequence[Sequence[int]]) -> torch.Tensor:
         """The mean of `−log p(x_i | x_{<i}, c)` over all tokens of these texts, each behind its code."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from probekit_plugins.repetition.contrastive import LiteralPenalty
+from probekit_plugins.penalties import LiteralPenalty
 from probekit_plugins.writing import PLAIN, SAMPLING
 
 if TYPE_CHECKING:

@@ -36,6 +36,14 @@ class Known:
         return [code for code, _ in self.measured]
 
     @property
+    def ambiguous(self) -> int:
+        """How many of those that are measured are the same as one of another code."""
+        owners: dict[tuple[int, ...], set[int]] = {}
+        for code, ids in self.measured:
+            owners.setdefault(tuple(ids), set()).add(code)
+        return sum(len(owners[tuple(ids)]) > 1 for ids in self.texts)
+
+    @property
     def texts(self) -> list[list[int]]:
         """The token ids of each text that is measured."""
         return [ids for _, ids in self.measured]
@@ -67,7 +75,7 @@ def known(subject: Subject, prefixes: Sequence[Prefix], options: ControlCodesOpt
                 f"Of the {len(texts)} texts of the code '{prefix.name}' {len(kept)} are left to train on and "
                 f"{len(out)} to measure by; give more of them, no two the same."
             )
-    measured = [texts[:: -(-len(texts) // options.measured)] for texts in held]
+    measured = [_thinned(texts, options.measured) for texts in held]
     return Known(
         own,
         [(code, list(text)) for code, texts in enumerate(training) for text in texts] if options.steps else [],
@@ -77,6 +85,12 @@ def known(subject: Subject, prefixes: Sequence[Prefix], options: ControlCodesOpt
             for prefix, kept, out in zip(own, training, measured, strict=True)
         },
     )
+
+
+def _thinned(texts: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
+    """At most so many, evenly spread."""
+    kept = min(most, len(texts))
+    return [texts[place * len(texts) // kept] for place in range(kept)]
 
 
 def _length(subject: Subject, own: Sequence[Prefix], length: int) -> int:

@@ -179,4 +179,5 @@ def draw_training(result: Result, page: Page, options: ControlCodesOptions) -> N
             f"The fine-tuned model of the first seed is kept in {FILES}/fine-tuned beside this report, as a folder "
             "that transformers loads. In the folder of this report:\n\n"
             f"probekit run --model {FILES}/fine-tuned --plugin control-codes"
+            + ("" if options.codes is None else " -o codes=FILE")
         )

@@ -9,6 +9,7 @@ import torch
 
 from probekit import AnalysisError, UsageError
 from probekit_plugins.corpus import Texts
+from probekit_plugins.exact_inverter.tolerance import check_causal
 from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ def check(subject: Subject) -> None:
             f"This model reads exactly {subject.anatomy.sequence} tokens, so that no code can stand before a text; "
             "give a language model."
         )
+    ids = subject.check_ids([token % subject.vocabulary for token in range(4)])
+    try:
+        check_causal(subject, "logits", ids[0], subject.capture(ids, ["logits"])["logits"][0])
+    except AnalysisError:
+        raise UsageError(
+            f"{type(subject.model).__name__} also reads what comes after a token, so what it predicts there is no "
+            "likelihood of the text; give a causal model."
+        ) from None
 
 
 def own_log_likelihoods(

@@ -9,7 +9,7 @@ from probekit import Token, TokenRow, TokenSequence
 from probekit_plugins.control_codes.attribution import BEFORE
 from probekit_plugins.control_codes.codes import NONE
 from probekit_plugins.control_codes.known_page import draw_known, draw_training
-from probekit_plugins.repetition.figures import seq_rep, times_before
+from probekit_plugins.repeats import seq_rep, times_before
 
 if TYPE_CHECKING:
     from probekit import Page, Result
@@ -73,9 +73,14 @@ def _draw_texts(result: Result, page: Page, options: ControlCodesOptions) -> Non
         + (f", among the likeliest that have probability {options.top_p:g}" if options.top_p < 1 else "")
     )
     page.prose(
-        f"Written by {'the fine-tuned model (first seed)' if tuned else 'the model as it is'}: {how}, and a penalty of "
-        f"θ = {options.penalty:g} on tokens that it has already generated. Code and prompt are not penalised. "
-        f"The row '{NONE}' has no code before the prompt: what differs from it is the code's doing."
+        f"Written by {'the fine-tuned model (first seed)' if tuned else 'the model as it is'}: {how}"
+        + (
+            f", and a penalty of θ = {options.penalty:g} on tokens that it has already generated. Code and prompt are "
+            "not penalised. "
+            if options.penalty_form != ["unpenalised"]
+            else ". "
+        )
+        + f"The row '{NONE}' has no code before the prompt: what differs from it is the code's doing."
     )
     forms = list(dict.fromkeys(str(sequence.labels["form"]) for sequence in result.sequences["generated"]))
     for prompt in result.sequences["prompt"]:
@@ -114,6 +119,8 @@ def _draw_texts(result: Result, page: Page, options: ControlCodesOptions) -> Non
 
 
 def _share(row: Row, name: str) -> list[object]:
+    if row[name] is None:
+        return [None, None]
     return [round(row[name], 3), f"{row[f'{name}_least']:.3f} to {row[f'{name}_greatest']:.3f}"]
 
 

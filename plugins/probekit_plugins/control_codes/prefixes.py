@@ -14,7 +14,8 @@ from probekit import UsageError
 from probekit_plugins.control_codes.codes import NONE, Code
 from probekit_plugins.corpus import end, start
 from probekit_plugins.head import predicted_tokens
-from probekit_plugins.texts import beginning, encoded
+from probekit_plugins.texts import around, beginning, encoded
+from probekit_plugins.writing import can_generate
 
 if TYPE_CHECKING:
     from probekit import Prompt, Subject
@@ -79,15 +80,17 @@ def _encoded(subject: Subject, code: Code, text: str) -> list[int]:
 
 
 def prompt_ids(subject: Subject, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """The prompts' own tokens, without what begins a text.
+    """The prompts' own tokens, without what the tokenizer puts before and after a text.
 
     Raises UsageError if one has a token that the model does not predict, and so no likelihood.
     """
-    first, predicted = beginning(subject), predicted_tokens(subject)
+    (first, last), predicted = around(subject), predicted_tokens(subject)
     found = []
     for number, prompt in enumerate(prompts, 1):
         ids: list[int] = prompt.input_ids[0].tolist()
         own = ids[len(first) :] if first and ids[: len(first)] == first and len(ids) > len(first) else ids
+        if last and own[-len(last) :] == last and len(own) > len(last):
+            own = own[: -len(last)]
         if (outside := max(own)) >= predicted:
             raise UsageError(f"Prompt {number} has the token {outside}, which this model embeds but never predicts.")
         found.append(own)
@@ -104,7 +107,7 @@ def fitting(
     """
     longest = max(map(len, prompts), default=0)
     wanted = options.new_tokens or FEWEST_NEW
-    if not options.penalty_form:
+    if not options.penalty_form or not can_generate(subject):
         wanted = 0
     if subject.context is None:
         return list(every), [], options.new_tokens or USUAL_NEW

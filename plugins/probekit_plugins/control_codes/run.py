@@ -40,7 +40,8 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: ControlCodesOption
     result = whole.result
     tables.store_codes(result, subject, fit, texts)
     tables.store_prompts(result, subject, prompts, ids)
-    summarise(result, fit, left_out, options, can_generate(subject))
+    ambiguous = 0 if texts is None else texts.ambiguous
+    summarise(result, fit, left_out, ambiguous, options, can_generate(subject))
     result.notes += [*whole.batches.notes(), *notes_on_rows(subject)]
     return result
 

@@ -29,7 +29,12 @@ FEW_TOKENS = 16
 
 
 def summarise(
-    result: Result, used: Sequence[Prefix], left_out: Sequence[Prefix], options: ControlCodesOptions, writes: bool
+    result: Result,
+    used: Sequence[Prefix],
+    left_out: Sequence[Prefix],
+    ambiguous: int,
+    options: ControlCodesOptions,
+    writes: bool,
 ) -> None:
     """Fill the finding, the metrics and the notes from the tables."""
     rows = result.tables["attribution"]
@@ -51,9 +56,11 @@ def summarise(
             if len(values) > 1:
                 result.metrics |= {f"{prefix}/{name}_least": min(values), f"{prefix}/{name}_greatest": max(values)}
     for row in result.tables.get("repetition", []):
-        result.metrics |= {f"{row['form']}/{name}": row[name] for name in ("tokens_again", "4grams_again")}
+        for name in ("tokens_again", "4grams_again"):
+            if row[name] is not None:
+                result.metrics[f"{row['form']}/{name}"] = row[name]
     result.finding = _finding(result, options)
-    result.notes = list(_notes(result, left_out, options, writes))
+    result.notes = list(_notes(result, left_out, ambiguous, options, writes))
 
 
 def _finding(result: Result, options: ControlCodesOptions) -> str:
@@ -99,18 +106,31 @@ def _of_prompts(result: Result) -> str:
             + ("; without a code it is" if row["nll_without"] > row["nll"] else ", but without a code it is only")
             + f" {row['nll_without']:.2f}."
         )
-    [(name, count)] = Counter(str(row["code"]) for row in rows).most_common(1)
+    counts = Counter(str(row["code"]) for row in rows if row["code"] is not None)
+    if not counts:
+        return f"Of {codes} codes several make each of the {len(rows)} prompts equally likely."
+    [(name, count)] = counts.most_common(1)
+    ahead = [other for other, times in counts.items() if times == count and other != name]
+    shared = f", and so {'does' if len(ahead) == 1 else 'do'} {', '.join(ahead)}" if ahead else ""
     return (
-        f"Of {codes} codes '{name}' makes the most prompts the likeliest, {count} of {len(rows)}; the likeliest code "
-        f"is ahead of the second by {result.metrics['margin_of_prompts']:.3f} nats a token (median over prompts)."
+        f"Of {codes} codes '{name}' makes the most prompts the likeliest, {count} of {len(rows)}{shared}; the "
+        f"likeliest code is ahead of the second by {result.metrics['margin_of_prompts']:.3f} nats a token (median over "
+        "prompts)."
     )
 
 
-def _notes(result: Result, left_out: Sequence[Prefix], options: ControlCodesOptions, writes: bool) -> Sequence[str]:
+def _notes(
+    result: Result, left_out: Sequence[Prefix], ambiguous: int, options: ControlCodesOptions, writes: bool
+) -> Sequence[str]:
     notes = []
     if left_out:
         names = ", ".join(prefix.name for prefix in left_out)
         notes.append(f"The context has no room for these codes beside the prompt, so they were left out: {names}.")
+    if ambiguous:
+        notes.append(
+            f"{ambiguous} of the {result.metrics['texts']} texts that are measured are the same under several codes, so"
+            " that at most one of their attributions can be right."
+        )
     if not options.steps:
         notes.append(
             "The model was not fine-tuned here: unless it was trained with these codes, a code is to it only some "

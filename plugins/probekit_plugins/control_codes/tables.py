@@ -12,7 +12,7 @@ import torch
 from probekit import Result, TokenSequence
 from probekit_plugins.control_codes.attribution import attribute, by_code, chance, confusion, score
 from probekit_plugins.control_codes.codes import NONE
-from probekit_plugins.repetition.figures import seq_rep
+from probekit_plugins.repeats import seq_rep
 
 if TYPE_CHECKING:
     from probekit import Prompt, Subject
@@ -116,12 +116,12 @@ def store_training(result: Result, model: str, seed: int, training: Training) ->
 
 def store_generated(result: Result, subject: Subject, model: str, generated: Generated) -> None:
     """Every text, and how much of it repeats, by form of the penalty."""
-    shares: dict[str, list[tuple[float, float]]] = {}
+    shares: dict[str, list[tuple[float | None, float | None]]] = {}
     for (form, code, prompt), rows in generated.items():
         for sample, ids in enumerate(rows.tolist()):
             labels: Row = {"model": model, "form": form, "code": code, "prompt": prompt, "sample": sample}
             result.sequences.setdefault("generated", []).append(TokenSequence(ids, subject.tokens(ids), labels))
-            shares.setdefault(form, []).append((seq_rep(ids, 1) or 0.0, seq_rep(ids, 4) or 0.0))
+            shares.setdefault(form, []).append((seq_rep(ids, 1), seq_rep(ids, 4)))
     result.tables["repetition"] = [
         {
             "model": model,
@@ -135,8 +135,12 @@ def store_generated(result: Result, subject: Subject, model: str, generated: Gen
     ]
 
 
-def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {name: fmean(values), f"{name}_least": min(values), f"{name}_greatest": max(values)}
+def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    """None of texts that are too short for the figure."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return dict.fromkeys((name, f"{name}_least", f"{name}_greatest"))
+    return {name: fmean(there), f"{name}_least": min(there), f"{name}_greatest": max(there)}
 
 
 def _same(generated: Generated, form: str) -> int | None:

@@ -47,7 +47,7 @@ class OneWord(nn.Module):
         self.copy = nn.ParameterDict({name.replace(".", "/"): each for name, each in trained.items()})
         width, state = subject.width, self._state_width(subject)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not torch's own: that would seed every device
             self.slots = nn.Parameter(SMALL * torch.randn(vectors, width))
             self.mark = nn.Parameter(SMALL * torch.randn(vectors, width))
             self.norm = nn.LayerNorm(state)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
-from probekit_plugins.repetition.figures import seq_rep
+from probekit_plugins.repeats import seq_rep
 from probekit_plugins.repetition.sources import Group, Origin, accuracy, decoded
 from probekit_plugins.repetition.summary import RandomTokens, Row, Scalar, metrics, row, spread
 

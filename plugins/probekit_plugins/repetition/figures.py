@@ -7,12 +7,12 @@ et al., 1802.01886). A sequence too short for a figure has None.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from math import prod
 
-Ids = Sequence[int]
+from probekit_plugins.repeats import Ids, ngrams, seq_rep
+
 Figures = dict[str, float | None]
 
 ORDERS = (1, 2, 3, 4)
@@ -20,18 +20,6 @@ OF_SEQUENCES = (*(f"seq_rep_{n}" for n in ORDERS), "longest_repeat", "diversity"
 POOLED = (*(f"distinct_{n}" for n in ORDERS), "pooled_diversity", "self_bleu")
 # Self-BLEU compares each text with all others: more texts than this are thinned, evenly.
 MOST_TEXTS = 50
-
-
-def ngrams(ids: Ids, n: int, drop_last: bool = False) -> list[tuple[int, ...]]:
-    """All n-grams in order, `L − n + 1` of them; `drop_last` leaves out the last for n ≥ 2, as SimCTG's code does."""
-    count = len(ids) - n + 1 - (drop_last and n > 1)
-    return [tuple(ids[start : start + n]) for start in range(count)]
-
-
-def seq_rep(ids: Ids, n: int, drop_last: bool = False) -> float | None:
-    """`1 − unique n-grams / n-grams`: 0 where none comes twice."""
-    found = ngrams(ids, n, drop_last)
-    return 1 - len(set(found)) / len(found) if found else None
 
 
 def diversity(ids: Ids, drop_last: bool = False) -> float | None:
@@ -53,17 +41,6 @@ def longest_repeat(ids: Ids) -> int:
         found = ngrams(ids, middle)
         low, high = (middle, high) if len(set(found)) < len(found) else (low, middle - 1)
     return low
-
-
-def times_before(ids: Ids, n: int = 4) -> list[int]:
-    """For each token, how often an n-gram that it is part of stood earlier in the sequence: the most of any."""
-    seen: Counter[tuple[int, ...]] = Counter()
-    found = [0] * len(ids)
-    for start, ngram in enumerate(ngrams(ids, n)):
-        for place in range(start, start + n):
-            found[place] = max(found[place], seen[ngram])
-        seen[ngram] += 1
-    return found
 
 
 def of_sequence(ids: Ids, drop_last: bool = False) -> Figures:

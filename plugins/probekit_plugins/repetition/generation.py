@@ -10,7 +10,8 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from probekit import UsageError
 from probekit_plugins.batches import Batches
-from probekit_plugins.repetition.contrastive import LiteralPenalty, contrastive_search
+from probekit_plugins.penalties import LiteralPenalty
+from probekit_plugins.repetition.contrastive import contrastive_search
 from probekit_plugins.writing import PLAIN, SAMPLING
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from probekit import Token, TokenRow, TokenSequence
+from probekit_plugins.repeats import seq_rep, times_before
 from probekit_plugins.repetition.charts import bars, grouped_bars, rounded
 from probekit_plugins.repetition.comparison import draw_decoded, draw_runs
-from probekit_plugins.repetition.figures import seq_rep, times_before
 
 if TYPE_CHECKING:
     from probekit import Page, Result

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from probekit_plugins.repetition.figures import OF_SEQUENCES, POOLED, Figures, Ids, averages, of_group, of_sequence
+from probekit_plugins.repeats import Ids
+from probekit_plugins.repetition.figures import OF_SEQUENCES, POOLED, Figures, averages, of_group, of_sequence
 
 if TYPE_CHECKING:
     from probekit import Context
