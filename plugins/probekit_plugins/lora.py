@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from probekit import UsageError
@@ -34,12 +35,15 @@ def peft(what: str) -> ModuleType:
 
 
 def linear_layers(subject: Subject) -> list[str]:
-    """Paths of the linear layers in the blocks, found by what they are; GPT-2's, which are transposed, among them."""
+    """Paths of the linear layers in the blocks, found by what they are; GPT-2's, which are transposed, among them.
+
+    Those of torch's own attention are not: it reads their weights, and an adapter beside them would do nothing.
+    """
     return [
         f"{path}.{name}"
         for path in subject.anatomy.block_paths
         for name, module in subject.model.get_submodule(path).named_modules()
-        if type(module) in (nn.Linear, Conv1D)
+        if isinstance(module, nn.Linear | Conv1D) and not isinstance(module, NonDynamicallyQuantizableLinear)
     ]
 
 
@@ -55,7 +59,7 @@ def adapted(subject: Subject, rank: int, alpha: float, seed: int) -> Subject:
     """A copy of the subject with an adapter beside each linear layer of its blocks.
 
     The adapters' weights follow from the seed, torch's own generator stays as it is. They alone require gradients:
-    `trained(copy)` are they. Raises UsageError if peft is not installed.
+    `trained(copy)` are they. Raises UsageError if peft is not installed, or refuses the model's layers, as Mamba's.
     """
     package = peft("LoRA")
     layers = linear_layers(subject)
@@ -66,7 +70,13 @@ def adapted(subject: Subject, rank: int, alpha: float, seed: int) -> Subject:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         torch.default_generator.manual_seed(seed)  # not torch's own: that would seed every device
-        package.inject_adapter_in_model(config, model)
+        try:
+            package.inject_adapter_in_model(config, model)
+        except ValueError as error:
+            reason = (str(error).splitlines() or [""])[0].partition(". ")[0].rstrip(".")
+            raise UsageError(
+                f"peft puts no adapters into {type(subject.model).__name__} ({reason}); train it in full."
+            ) from error
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) not in known)
     model.eval()

@@ -229,7 +229,7 @@ def test_pooling_leaves_padding_out(how: Any) -> None:
 
 
 def test_a_text_is_read_between_what_begins_and_ends_it() -> None:
-    reader = Reader.by(word_tokenizer(marked=True))
+    reader = Reader.by(word_tokenizer(marked=True), 42)
     assert (reader.start, reader.end) == ([1], [0])
     framed = reader.framed(Texts.of([[5, 6], [7]]))
     assert framed.rows() == [[1, 5, 6, 0], [1, 7, 0]]

@@ -164,23 +164,28 @@ def memory(
 
     The ways are `MEMORIES`, by what decodes, and `AS_IT_WAS`, by the model before any training.
     """
-    device, size = model.slots.device, options.segment or 1
+    device, size, count = model.slots.device, options.segment or 1, len(texts)
+    vectors = torch.empty(0)
+
+    def encode(rows: slice) -> torch.Tensor:
+        part = texts[rows]
+        with torch.no_grad():
+            found = encoded(model, part.ids.to(device), part.mask.to(device), size)
+        # A text that has ended keeps its vectors.
+        return torch.stack([*found, *found[-1:] * (segments + 1 - len(found))], 1)
 
     def of(rows: slice) -> torch.Tensor:
         part = texts[rows]
         ids, mask = (each.to(device) for each in (part.ids, part.mask))
         sums = torch.zeros(1, segments, len(MEMORIES) + len(AS_IT_WAS) + 1, dtype=torch.float64)
         with torch.no_grad():
-            found = encoded(model, ids, mask, size)
-            for number in range(1, len(found)):
+            for number in range(1, -(-ids.shape[1] // size)):
                 goes_on, next_ids, kept = segment_at(ids, mask, number, size)
-                if not bool(goes_on.any()):
-                    break
-                own = found[number - 1][goes_on]
+                own, other = torch.arange(count)[rows][goes_on.cpu()], others(number)[rows][goes_on.cpu()]
                 given = contexts(ids, goes_on, number, start, model, options)
                 logits = [
-                    model.continued(own, next_ids, kept),
-                    model.continued(own.roll(1, 0), next_ids, kept),
+                    model.continued(vectors[own, number - 1], next_ids, kept),
+                    model.continued(vectors[other, number - 1], next_ids, kept),
                     *(model.plain(before, next_ids, kept) for before in given),
                 ]
                 values = [nll(each, next_ids, kept) for each in logits]
@@ -191,10 +196,19 @@ def memory(
                 sums[0, number - 1, -1] = kept.sum()
         return sums
 
+    def others(number: int) -> torch.Tensor:
+        """For each text another that goes on as well, or, where there is none, any other, `[n]`."""
+        found = torch.arange(count)
+        rows = (texts.lengths > number * size).nonzero()[:, 0]
+        found[rows] = rows.roll(1) if len(rows) > 1 else (rows + 1) % count
+        return found
+
     segments = -(-texts.ids.shape[1] // size) - 1
 
     def all_of_it() -> dict[str, torch.Tensor]:
-        return {"sums": batches.joined(len(texts), of, f"memory/{key}", options.batch)}
+        nonlocal vectors
+        vectors = batches.joined(count, encode, f"memory/{key}/encoded", options.batch)
+        return {"sums": batches.joined(count, of, f"memory/{key}", options.batch)}
 
     sums = context.stage(f"memory/{key}", all_of_it)["sums"].sum(0)
     return sums[:, :-1] / sums[:, -1:].clamp(min=1)

@@ -59,8 +59,6 @@ class OneWord(nn.Module):
         self.to(subject.device, next(iter(trained.values())).dtype)
         # Some models' token embeddings are large: vectors begin no smaller.
         self._scale = max(1.0, float(subject.embedding_matrix.square().mean().sqrt()))
-        # The subject's own table is asked without gradients, so that none are left on it.
-        self._embedded = self.encoder.anatomy.embedding if self.trains_decoder else subject.embed
 
     @property
     def trains_decoder(self) -> bool:
@@ -97,6 +95,12 @@ class OneWord(nn.Module):
     def plain(self, before: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Logits `[n, T, V]` of texts behind other tokens `[n, m]`, m > 0: what decodes, without vectors."""
         return self._logits([self._embedded(before)], ids, mask)[:, :-1]
+
+    def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        """Of what decodes. The subject's own table is asked without gradients, so that none are left on it."""
+        table = self.decoder.anatomy.embedding if self.trains_decoder else self.decoder.embed
+        found: torch.Tensor = table(ids)
+        return found
 
     def _logits(
         self, parts: Sequence[torch.Tensor | Sequence[int]], ids: torch.Tensor, mask: torch.Tensor

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from probekit import Result, TokenSequence, UsageError
+from probekit import AnalysisError, Result, TokenSequence, UsageError
 from probekit_plugins import copies, lora
 from probekit_plugins.batches import Batches
 from probekit_plugins.corpus import Corpus, corpus, end, start
+from probekit_plugins.exact_inverter.tolerance import check_causal
 from probekit_plugins.one_word_autoencoder.measure import AS_IT_WAS, MEMORIES, Measured, measured, memory, surprisal
 from probekit_plugins.one_word_autoencoder.model import OneWord
 from probekit_plugins.one_word_autoencoder.objective import loss
@@ -67,6 +68,8 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: OneWordAutoencoder
     beside = max(each.longest + count for count, each in words.items()) - len(beginning(subject)) + 1
     texts = corpus(subject, prompts, options, context, beside)
     _check_padding(subject, texts, site)
+    _check_segments(subject, texts, words, options)
+    _check_order(subject, texts, site)
     batches = Batches(context, options)
     result = Result(tables={name: [] for name in ("trained", "settings", "by_length", "by_surprisal", "losses")})
     nats = surprisal(subject, texts.held_out, end(subject), context, batches)
@@ -116,6 +119,46 @@ def _check_padding(subject: Subject, texts: Corpus, site: str) -> None:
         raise UsageError(
             "This model takes no padding, so all texts must have as many tokens; give such texts, or let them be "
             "drawn: -o shortest=null."
+        )
+
+
+def _check_segments(
+    subject: Subject, texts: Corpus, words: dict[int, Wording], options: OneWordAutoencoderOptions
+) -> None:
+    """Raise UsageError if the context has no room for a segment between the vectors before it and those behind it."""
+    longest = max(texts.training.ids.shape[1], texts.held_out.ids.shape[1])
+    if options.segment is None or longest <= options.segment or subject.context is None:
+        return
+    size = min(options.segment, longest - options.segment)  # of those behind the first
+    for count, each in words.items():
+        beside = sum(map(len, each.again)) + 2 * count
+        if beside + size > subject.context:
+            raise UsageError(
+                f"Around a segment of {size} tokens stand {beside} others, the vectors before it and behind it among "
+                f"them, but the model's context is {subject.context}; encode shorter segments (-o segment=…) or into "
+                "fewer vectors (-o vectors=…)."
+            )
+
+
+def _check_order(subject: Subject, texts: Corpus, site: str) -> None:
+    """Raise UsageError if the model sees what comes after a token, so that it would decode a text from the text, or
+    if a position at the site has not seen the one before it.
+    """
+    row = torch.tensor(start(subject) + texts.held_out.rows()[0])
+    found = subject.capture(row[None], ["logits", site])
+    try:
+        check_causal(subject, "logits", row, found["logits"][0])
+    except AnalysisError:
+        raise UsageError(
+            f"{type(subject.model).__name__} also reads what comes after a token, so it would decode a text from the "
+            "text itself; give a causal model."
+        ) from None
+    other = row.clone()
+    other[-2] = (row[-2] + 1) % subject.vocabulary
+    if torch.equal(subject.capture(other[None], [site])[site][:, -1], found[site][:, -1]):
+        raise UsageError(
+            f"At '{site}' a position has not seen the tokens before it, so no text can be encoded there; name a block "
+            "(-o site=block.-1)."
         )
 
 

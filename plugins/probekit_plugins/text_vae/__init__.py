@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Beside = Literal["no-z", "lstm", "autoencoder", "collapsed"]
 Injection = Literal["memory", "embedding", "both"]
+# Weights and nats above this leave nothing of the other figures in single precision.
+MOST = 1e6
 Pooling = Literal["last", "first", "mean", "max"]
 
 
@@ -40,10 +42,10 @@ class TextVaeOptions(CorpusOptions):
         description="How z enters the decoder: as 'memory', one more position beside the keys and values of each "
         "block; added to every 'embedding'; or 'both'.",
     )
-    free_bits: Annotated[list[Annotated[float, Field(ge=0)]] | None, BeforeValidator(listed)] = Field(
+    free_bits: Annotated[list[Annotated[float, Field(ge=0, le=MOST)]] | None, BeforeValidator(listed)] = Field(
         None, description="Free bits λ: nats of each dimension that cost nothing; each is trained."
     )
-    beta: float = Field(1.0, ge=0, description="Weight β of the divergence from N(0, I) at its highest.")
+    beta: float = Field(1.0, ge=0, le=MOST, description="Weight β of the divergence from N(0, I) at its highest.")
     beta_zero: float = Field(0.0, ge=0, le=1, description="Share of phase 2 (of each cycle) in which β is zero.")
     beta_rise: float = Field(0.5, ge=0, le=1, description="Share in which β rises after that; then it is flat.")
     cycles: int = Field(1, ge=1, description="How often β goes through zero, rise and flat.")

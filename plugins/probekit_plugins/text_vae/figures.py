@@ -18,6 +18,8 @@ from probekit_plugins.text_vae.vae import Language, Vae
 
 # Texts that pass through at once.
 AT_ONCE = 64
+# Entries of a table of texts by texts by dimensions that are held at once.
+ENTRIES = 1 << 25
 # Variance of its mean from which on a dimension counts as active (Burda et al., 2016).
 ACTIVE = 0.01
 # Draws of z, and of another text's, in ΔRec.
@@ -67,10 +69,11 @@ def mutual_information(found: Latents, generator: torch.Generator) -> float:
     That is `E log q(z | x) − log q(z)`, by a few samples of each. Hoffman and Johnson, 2016.
     """
     total, count = 0.0, 0
+    size = max(1, min(AT_ONCE, ENTRIES // found.mean.numel()))
     for _ in range(AGGREGATE):
         z = found.sample(generator)
         own = found.log_density(z)
-        for part, one in zip(z.split(AT_ONCE), own.split(AT_ONCE), strict=True):
+        for part, one in zip(z.split(size), own.split(size), strict=True):
             every = _log_normal(part[:, None], found.mean[None], found.log_variance[None])
             total += float((one - every.logsumexp(1) + math.log(len(found.mean))).sum())
             count += len(part)

@@ -13,7 +13,7 @@ from probekit_plugins.copies import check, copied
 from probekit_plugins.corpus import Corpus
 from probekit_plugins.head import predicted_tokens
 from probekit_plugins.text_vae.decoders import Decoder, Lstm, T5Decoder
-from probekit_plugins.text_vae.encoders import Copy, Encoder, Loaded, automodel
+from probekit_plugins.text_vae.encoders import Copy, Encoder, Loaded, automodel, longest
 from probekit_plugins.text_vae.reading import Reader, Reading
 from probekit_plugins.text_vae.t5 import t5
 from probekit_plugins.text_vae.vae import Language, Vae
@@ -47,17 +47,18 @@ class Maker:
             if tokenizer is None:
                 own = Reader.of(subject)
                 return cls(subject, options, own, own, (LONGEST, LONGEST))
-            reader = Reader.by(tokenizer)
-            begun = Reader.by(tokenizer, [model.config.decoder_start_token_id or 0])
+            tokens = model.get_input_embeddings().num_embeddings
+            reader = Reader.by(tokenizer, tokens)
+            begun = Reader.by(tokenizer, tokens, [model.config.decoder_start_token_id or 0])
             return cls(subject, options, reader, begun, (LONGEST, LONGEST))
         check(subject, "A text autoencoder")
         own = Reader.of(subject)
         if options.encoder is None:
             return cls(subject, options, own, own, (LONGEST, LONGEST))
         model, tokenizer = automodel(options.encoder)
-        longest = getattr(model.config, "max_position_embeddings", LONGEST) or LONGEST
-        reader = Reader.by(tokenizer)
-        room = int(longest) - len(reader.start) - len(reader.end)
+        Loaded(model, options.pooling)  # what is no encoder of texts is said so
+        reader = Reader.by(tokenizer, model.get_input_embeddings().num_embeddings)
+        room = longest(model, LONGEST) - len(reader.start) - len(reader.end)
         return cls(subject, options, reader, own, (max(1, min(room, LONGEST)), LONGEST))
 
     def reading(self, corpus: Corpus) -> Reading:
@@ -96,7 +97,7 @@ class Maker:
         if self.options.encoder is None:
             return Copy(self.subject, self.options.site, recipe.pooling)
         model, _ = automodel(self.options.encoder)
-        return Loaded(model, recipe.pooling or "first")
+        return Loaded(model, recipe.pooling)
 
     def _decoder(self, latent: int, injection: Injection | None) -> Decoder:
         copy = copied(self.subject)

@@ -70,7 +70,7 @@ def memory_of(call: Callable[[torch.Tensor, DynamicCache], Any], ids: torch.Tens
             cache = DynamicCache()
             plain = call(ids, cache)
             memory = Memory(tuple(_slot(layer, ids.shape[1]) for layer in cache.layers))
-            if not memory.size:
+            if not memory.size or memory.slots[0] is None:  # a cache's length, and so every mask, is its first's
                 raise UsageError(sentence)
             generator = torch.Generator().manual_seed(0)
             drawn = torch.randn(2, memory.size, generator=generator).to(plain)

@@ -10,6 +10,7 @@ import torch
 from probekit import UsageError
 from probekit_plugins import corpus as whole
 from probekit_plugins.corpus import Corpus, Texts
+from probekit_plugins.head import predicted_tokens
 
 if TYPE_CHECKING:
     from probekit import Subject
@@ -17,28 +18,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reader:
-    """A tokenizer, None for the subject's own ids; what stands before a text, and what after it."""
+    """A tokenizer, None for the subject's own ids; what stands before a text, and what after it; how many tokens the
+    model has that reads them.
+    """
 
     tokenizer: Any
     start: list[int]
     end: list[int]
+    vocabulary: int
 
     @classmethod
     def of(cls, subject: Subject) -> Reader:
         """As the subject reads texts."""
         last = whole.end(subject)
-        return cls(None, whole.start(subject), [] if last is None else [last])
+        return cls(None, whole.start(subject), [] if last is None else [last], predicted_tokens(subject))
 
     @classmethod
-    def by(cls, tokenizer: Any, start: list[int] | None = None) -> Reader:
+    def by(cls, tokenizer: Any, vocabulary: int, start: list[int] | None = None) -> Reader:
         """As a tokenizer of another model does; `start` is what its decoder begins with, where it is one."""
         plain, marked = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
         places = [at for at in range(len(marked)) if marked[at : at + len(plain)] == plain]
         before, after = (marked[: places[0]], marked[places[0] + len(plain) :]) if places else ([], [])
-        return cls(tokenizer, before if start is None else start, after)
+        return cls(tokenizer, before if start is None else start, after, vocabulary)
 
     def read(self, texts: Texts, subject: Subject, length: int) -> Texts:
-        """Texts of the subject's tokens in this tokenizer's, cut to `length`. Raises UsageError if one has none."""
+        """Texts of the subject's tokens in this tokenizer's, cut to `length`. Raises UsageError if one has none, or
+        one that the model lacks.
+        """
         if self.tokenizer is None:
             return texts
         written = [subject.text(row) for row in texts.rows()]
@@ -46,6 +52,12 @@ class Reader:
         empty = next((text for text, ids in zip(written, rows, strict=True) if not ids), None)
         if empty is not None:
             raise UsageError(f"The text {empty[:60]!r} has no tokens in the encoder's tokenizer; leave it out.")
+        greatest = max(*self.start, *self.end, *(max(ids) for ids in rows))
+        if greatest >= self.vocabulary:
+            raise UsageError(
+                f"The encoder's tokenizer gives a token, {greatest}, and the encoder has {self.vocabulary}: they do "
+                "not belong together."
+            )
         return Texts.of(rows)
 
     def framed(self, texts: Texts) -> Texts:

@@ -12,6 +12,7 @@ from probekit import Result
 from probekit_plugins.corpus import corpus
 from probekit_plugins.order import Order
 from probekit_plugins.text_vae import figures
+from probekit_plugins.text_vae.checks import check
 from probekit_plugins.text_vae.examples import keep_examples
 from probekit_plugins.text_vae.made import BESIDE, Maker
 from probekit_plugins.text_vae.recipe import Recipe, recipes
@@ -26,6 +27,24 @@ if TYPE_CHECKING:
     from probekit_plugins.trainer import Step, Training
 
 Row = dict[str, Any]
+# Columns of the table `trained` that are measured, in their order.
+FIGURES = (
+    "ppl",
+    "ppl_word",
+    "reconstruction",
+    "kl",
+    "negative_elbo",
+    "mi",
+    "active",
+    "delta_rec",
+    "delta_rec_error",
+    "delta_prior",
+    "exact",
+    "gap",
+    "monotone",
+)
+# Nats whose exponential is still a number.
+GREATEST = 700.0
 Loss = Callable[["Batch", "Step"], torch.Tensor]
 TABLES = (
     "settings",
@@ -47,7 +66,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: TextVaeOptions, co
     """
     maker = Maker.of(subject, options)
     chosen = list(recipes(options))
-    maker.vae(chosen[0], 0)  # what cannot be made is said before texts are written
+    check(maker.vae(chosen[0], 0))  # what cannot be made is said before texts are written
     found = corpus(subject, prompts, options, context, BESIDE)
     reading = maker.reading(found)
     result = Result(tables={name: [] for name in TABLES})
@@ -78,14 +97,14 @@ class _Bench:
         """One autoencoder, from this seed."""
         key = f"{recipe.name}/{seed}"
         vae = self._maker.vae(recipe, self._seed(f"autoencoder/{seed}"))
-        first = round(recipe.pretraining * self._options.steps)
+        first = min(round(recipe.pretraining * self._options.steps), self._options.steps - 1)  # phase 2 has one
         if first:
             self._pretrained(vae, seed, first)
         row: Row = {"name": recipe.name, "kind": recipe.kind, "seed": seed}
         row |= {"free_bits": recipe.free_bits, "latent": recipe.latent}
         self._trained(vae, vae.loss, row, self._options.steps - first, first)
         measured = self._context.stage(f"measured/{key}", lambda: self._measured(vae, key))
-        row |= {name: float(value) for name, value in measured.items() if value.dim() == 0}
+        row |= {name: float(measured[name]) for name in FIGURES}  # those read back are in another order
         row["active"] = int(row["active"])
         row["mi_ceiling"] = math.log(len(self._reading.held_out))
         for dimension, (divergence, variance) in enumerate(
@@ -142,7 +161,10 @@ class _Bench:
 
     def _perplexities(self, nats: float) -> dict[str, float]:
         """Of all held-out texts: `exp(nats / tokens)`, what ends a text among them, and by word."""
-        return {"ppl": math.exp(nats / self._tokens), "ppl_word": math.exp(min(nats / self._reading.words, 700.0))}
+        return {
+            "ppl": math.exp(min(nats / self._tokens, GREATEST)),
+            "ppl_word": math.exp(min(nats / self._reading.words, GREATEST)),
+        }
 
     def _seed(self, key: str) -> int:
         return int(torch.randint(2**62, (1,), generator=self._context.generator(f"weights/{key}")))

@@ -70,7 +70,7 @@ def is_used(setting: dict[str, Any]) -> bool:
 
 def _finding(first: dict[str, Any], settings: dict[str, dict[str, Any]], options: TextVaeOptions) -> str:
     without = settings.get("no-z")
-    ppl = f"PPL {first['ppl']:.2f}" + (f" against {without['ppl']:.2f} without z" if without else "")
+    ppl = f"PPL {_short(first['ppl'])}" + (f" against {_short(without['ppl'])} without z" if without else "")
     spread = f"{first['delta_rec']:.1f} nats a text"
     if first["seeds"] > 1:
         spread += f" ({first['delta_rec_least']:.1f} to {first['delta_rec_greatest']:.1f} over {first['seeds']} seeds)"
@@ -83,6 +83,11 @@ def _finding(first: dict[str, Any], settings: dict[str, dict[str, Any]], options
         f"With {first['name']}, knowing z of {options.latent} numbers is worth {spread}, ΔRec; {first['active']:.0f} "
         f"of its dimensions are active, {first['exact']:.0%} of the held-out texts come back token for token; {ppl}."
     )
+
+
+def _short(value: float) -> str:
+    """A perplexity, which of texts far from the prior may be any number."""
+    return f"{value:.2f}" if value < 1e6 else f"{value:.2g}"
 
 
 def _notes(settings: dict[str, dict[str, Any]], corpus: Corpus, options: TextVaeOptions) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 
 from probekit import UsageError
 from probekit_plugins.head import predicted_tokens
+from probekit_plugins.text_vae.loading import loaded
 
 if TYPE_CHECKING:
     from probekit import Subject
@@ -21,19 +22,12 @@ def t5(name: str, subject: Subject, seed: int) -> tuple[Any, Any]:
 
     Raises UsageError with one sentence for sizes that do not go together, or if there is none of that name.
     """
-    from transformers import AutoTokenizer, T5ForConditionalGeneration
+    from transformers import T5ForConditionalGeneration
 
     if name.startswith(MADE) or name == MADE[:-1]:
         return _made(name[len(MADE) :], subject, seed), None
-    try:
-        model: Any = T5ForConditionalGeneration.from_pretrained(name)
-        return model, AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"The T5 '{name}' cannot be loaded: {reason} Expected the name or folder of a T5ForConditionalGeneration, "
-            "or sizes such as 't5:layers=2,width=64,heads=4'."
-        ) from None
+    sizes = "the name or folder of a T5ForConditionalGeneration, or sizes such as 't5:layers=2,width=64,heads=4'"
+    return loaded(T5ForConditionalGeneration, name, "T5", sizes)
 
 
 def _made(text: str, subject: Subject, seed: int) -> Any:
