@@ -8,10 +8,8 @@ its tokens: `start` and `end` say what the model has for that, and a text is ove
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +18,7 @@ from probekit import UsageError
 from probekit_plugins.batches import Batches
 from probekit_plugins.continued import until_end
 from probekit_plugins.head import predicted_tokens
+from probekit_plugins.lines import lines
 from probekit_plugins.texts import around, beginning, encoded
 from probekit_plugins.writing import can_generate, written_pieces
 
@@ -263,43 +262,6 @@ def _padding(subject: Subject) -> int | None:
     except UsageError:
         return token
     return None
-
-
-def lines(name: str) -> list[str]:
-    """The texts of a UTF-8 file: its lines that are not empty, as those of a file of prompts, or the `text` of each of
-    its JSON lines.
-
-    Raises UsageError with one sentence if the file cannot be read.
-    """
-    path = Path(name)
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # U+2028 and the like part no texts
-            found = [(number, line.removesuffix("\n")) for number, line in enumerate(file, 1) if line.strip()]
-    except OSError as error:
-        raise UsageError(f"The texts '{path}' cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"The texts '{path}' are not UTF-8.") from None
-    except ValueError as error:  # of the path
-        raise UsageError(f"The texts {str(path)!r} cannot be read: {error}.") from None
-    if path.suffix not in (".jsonl", ".ndjson"):
-        return [line for _, line in found]
-    return [_text(line, number, path) for number, line in found]
-
-
-def _text(line: str, number: int, path: Path) -> str:
-    """The `text` of a JSON line."""
-    try:
-        document = json.loads(line)
-    except (ValueError, RecursionError):
-        document = None
-    text = document.get("text") if isinstance(document, dict) else None
-    if not isinstance(text, str):
-        raise UsageError(f"Line {number} of '{path}' is no JSON object with a `text`.")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"Line {number} of '{path}' has half of a surrogate pair, which is no character.") from None
-    return text
 
 
 def _held_out(rows: Rows, share: float) -> Rows:

@@ -15,8 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForC
 
 import probekit
 from probekit.testing import prompts, tiny_subject
-from probekit_plugins.corpus import FEWEST, Corpus, Texts, corpus, end, lines, start
+from probekit_plugins.corpus import FEWEST, Corpus, Texts, corpus, end, start
 from probekit_plugins.corpus_options import CorpusOptions
+from probekit_plugins.lines import lines
 
 Made = Callable[..., str]
 SENTENCES = [f"The {a} is {b} of {c}." for a in ("sky", "sea") for b in ("full", "made", "afraid") for c in "xyzuvw"]

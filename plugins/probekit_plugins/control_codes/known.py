@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probekit import UsageError
-from probekit_plugins.corpus import lines
 from probekit_plugins.head import predicted_tokens
+from probekit_plugins.lines import lines
 from probekit_plugins.texts import encoded
 
 if TYPE_CHECKING:
