@@ -87,8 +87,8 @@ def by_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def shortened(text: object) -> str:
-    """A text as it is shown: what is empty is called so, and what is long is cut."""
-    whole = str(text)
+    """A text as it is shown: what is empty is called so, what is long is cut, and a line's end is a sign."""
+    whole = str(text).replace("\r", "").replace("\n", "↵")
     if not whole.strip():
         return "(nothing)"
     return whole if len(whole) <= LONGEST else whole[: LONGEST - 1] + "…"
