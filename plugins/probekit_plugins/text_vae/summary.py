@@ -35,6 +35,8 @@ SAME = ("free_bits", "latent", "mi_ceiling", "parameters", "steps")
 USED = 0.1
 # So many of its own standard errors it must be above zero.
 ERRORS = 2
+# A control whose PPL is so much of that of the decoder without z says that the latter overfits.
+OVERFITTED = 0.98
 
 
 def summarise(result: Result, corpus: Corpus, reading: Reading, options: TextVaeOptions) -> None:
@@ -101,6 +103,12 @@ def _notes(settings: dict[str, dict[str, Any]], corpus: Corpus, options: TextVae
             f"The control, β = 1 from the first step and no free bits, has ΔRec {collapsed['delta_rec']:.3f} ± "
             f"{collapsed['delta_rec_error']:.3f} nats and {collapsed['active']:.0f} active dimensions: "
             + ("it uses z, so it is no control here." if is_used(collapsed) else "it does not use z, as it must be.")
+        )
+    without = settings.get("no-z")
+    if collapsed is not None and without is not None and collapsed["ppl"] < OVERFITTED * without["ppl"]:
+        notes.append(
+            f"The decoder without z overfits these texts: its PPL is {without['ppl']:.2f}, and that of the control, which "
+            f"does without z as well, {collapsed['ppl']:.2f}. Compare with the control."
         )
     if options.preset == "t5" and options.seq2seq is None:
         notes.append(
