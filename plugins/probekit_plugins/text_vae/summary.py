@@ -107,8 +107,8 @@ def _notes(settings: dict[str, dict[str, Any]], corpus: Corpus, options: TextVae
     without = settings.get("no-z")
     if collapsed is not None and without is not None and collapsed["ppl"] < OVERFITTED * without["ppl"]:
         notes.append(
-            f"The decoder without z overfits these texts: its PPL is {without['ppl']:.2f}, and that of the control, which "
-            f"does without z as well, {collapsed['ppl']:.2f}. Compare with the control."
+            f"The decoder without z overfits these texts: its PPL is {without['ppl']:.2f}, and that of the control, "
+            f"which does without z as well, {collapsed['ppl']:.2f}. Compare with the control."
         )
     if options.preset == "t5" and options.seq2seq is None:
         notes.append(
