@@ -46,11 +46,11 @@ def _figures(result: Result, page: Page, rows: list[Row]) -> None:
     latent = next((row["latent"] for row in result.tables.get("trained", []) if row.get("latent")), None)
     columns = {
         "PPL": column(rows, "ppl", decimals(rows, "ppl")),
+        "ΔRec": column(rows, "delta_rec", ".2f"),
         "KL": column(rows, "kl", decimals(rows, "kl")),
         "MI" if ceiling is None else f"MI (ln N = {ceiling:.2f})": column(rows, "mi", ".2f"),
         "AU" if latent is None else f"AU of {latent}": column(rows, "active", ".3g"),
         "−ELBO": column(rows, "negative_elbo", decimals(rows, "negative_elbo")),
-        "ΔRec": column(rows, "delta_rec", ".2f"),
         "exact": column(rows, "exact", ".2f"),
     }
     shown = {title: values for title, values in columns.items() if any(value is not None for value in values)}

@@ -41,6 +41,10 @@ def draw_perplexity(result: Result, page: Page) -> None:
     trained = having(result.tables.get("trained", []), "ppl", "mi")
     if not trained:
         return
+    others = [row for row in trained if row["name"] != AUTOENCODER]
+    # It has no prior to speak of, and would leave no room for the others.
+    left_out = bool(others) and _greatest(trained) > MUCH_GREATER * _greatest(others)
+    trained = others if left_out else trained
     page.heading("Does perplexity rise with what z says?")
     page.prose(_rises(result))
     rules = [row for name in (NO_Z, LSTM) if (row := setting(result, name)) is not None and having([row], "ppl")]
@@ -82,7 +86,8 @@ def draw_perplexity(result: Result, page: Page) -> None:
         caption="PPL against MI, a point for each training"
         + (f"; broken lines are the PPL of the {' and the '.join(each['setting'] for each in lines)}" if lines else "")
         + ("; the dotted one is MI's ceiling, ln N" if ceiling is not None else "")
-        + ("; logarithmic" if far else ""),
+        + ("; logarithmic" if far else "")
+        + (f"; without the {label(AUTOENCODER)}, whose PPL is far above" if left_out else ""),
     )
 
 
@@ -172,6 +177,10 @@ def draw_dimensions(result: Result, page: Page) -> None:
                 f"; {len(group)} of {len(names)} settings" if group != [AUTOENCODER] and len(group) < len(names) else ""
             ),
         )
+
+
+def _greatest(rows: Iterable[Row]) -> float:
+    return max(float(row["ppl"]) for row in rows)
 
 
 def _rises(result: Result) -> str:
