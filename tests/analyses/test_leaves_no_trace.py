@@ -97,6 +97,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "batch": 4,
         "latent": 3,
         "importance_samples": 1,
+        "beside": ["collapsed"],
+        "measured": 4,
+        "examples": 1,
         "injection": "embedding",  # what fails while a memory is tried is taken for a model that takes none
     },
 }
@@ -215,6 +218,10 @@ def test_modules_that_fail_at_the_nth_call(name: str, subject: probekit.Subject,
                 run(subject, name, OPTIONS[name])
             except error:
                 reached += 1
+            except probekit.UsageError as sentence:  # of a copy that was tried
+                if name not in TRYING or "on purpose" not in str(sentence):
+                    raise
+                reached += 1
             finally:
                 handle.remove()
         assert reached >= (1 if name in (*SHARE_A_PASS, *TRYING) else 2), (
@@ -235,7 +242,7 @@ def test_what_a_failure_leaves(
         nullcontext() if call > CALLED.get(name, call) else pytest.raises(error, match="on purpose")
     )
     if name in TRYING and error is RuntimeError:
-        raised = suppress(error)
+        raised = suppress(error, probekit.UsageError)
     counting = failing_at(call, error)
     armed = False
 
