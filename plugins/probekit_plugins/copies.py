@@ -36,7 +36,12 @@ def check(subject: Subject, what: str) -> None:
 
 
 def copied(subject: Subject) -> Subject:
-    """A copy in fp32 at least, whose parameters require gradients, and so its layer maps' activations too.
+    """A copy as `model_of` makes it, as a subject, whose layer maps' activations require gradients too."""
+    return wrapped(model_of(subject), subject)
+
+
+def model_of(subject: Subject) -> nn.Module:
+    """A copy of the model in fp32 at least, whose parameters require gradients.
 
     It computes in eval mode, without dropout; a module that holds it and is trained is a `WithoutDropout`. Hooks that
     others put on the model are on the copy as well, since what it computes may be theirs. Raises UsageError with one
@@ -57,7 +62,7 @@ def copied(subject: Subject) -> Subject:
     types = {parameter.dtype for parameter in model.parameters()}
     if any(kind.is_floating_point and kind.itemsize < torch.float32.itemsize for kind in types):
         model.to(torch.float64 if torch.float64 in types else torch.float32)
-    return wrapped(model.requires_grad_(True), subject)
+    return model.requires_grad_(True)
 
 
 def wrapped(model: nn.Module, subject: Subject) -> Subject:

@@ -63,7 +63,7 @@ def adapted(subject: Subject, rank: int, alpha: float, seed: int) -> Subject:
     """
     package = peft("LoRA")
     layers = linear_layers(subject)
-    model = copies.copied(subject).model.requires_grad_(False)
+    model = copies.model_of(subject).requires_grad_(False)
     known = {id(parameter) for parameter in model.parameters()}
     config = package.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=layers)
     # peft says of each transposed layer that it noticed.

@@ -6,13 +6,13 @@ equations 3 to 5). Only what α changes is an effect of unlikelihood: any traini
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from probekit import AnalysisError, Subject, UsageError
+from probekit import AnalysisError, UsageError
+from probekit_plugins import copies
 from probekit_plugins.batches import Batches
 from probekit_plugins.repetition.predictions import unlikelihood
 from probekit_plugins.repetition.texts import piece_length, pieces_of_file
@@ -21,7 +21,7 @@ from probekit_plugins.training import backward, is_quantised, restore, state_of
 from probekit_plugins.writing import can_generate, written_pieces
 
 if TYPE_CHECKING:
-    from probekit import Context, Prompt
+    from probekit import Context, Prompt, Subject
     from probekit_plugins.repetition import RepetitionOptions
 
 # Every so-manieth piece is held out from training; at most so many of them are measured.
@@ -92,14 +92,8 @@ class FineTuning:
 
         Trained in fp32 at least, in eval mode: without dropout. Raises AnalysisError if a loss is not finite.
         """
-        model = copy.deepcopy(self._subject.model)
-        model.zero_grad(set_to_none=True)
-        model.eval()
-        if next(model.parameters()).dtype not in (torch.float32, torch.float64):
-            model.float()
+        model = copies.model_of(self._subject)
         parameters = dict(model.named_parameters())
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(parameters.values(), self._options.unlikelihood_learning_rate)
         losses = torch.zeros(self._options.unlikelihood_steps, 2)
         state = state_of(parameters, optimizer, lambda: {"losses": losses})
@@ -131,13 +125,4 @@ class FineTuning:
                 optimizer.step()
                 loop.end_step(state, mle=losses[step, 0], unlikelihood=losses[step, 1])
         optimizer.zero_grad(set_to_none=True)
-        for parameter in parameters.values():
-            parameter.requires_grad_(False)
-        known = self._subject.anatomy
-        paths = {
-            "blocks": known.blocks_path,
-            "embedding": known.embedding_path,
-            "norm": known.norm_path,
-            "unembedding": known.unembedding_path,
-        }
-        return Subject(model, self._subject.tokenizer, anatomy=paths, settled=True), losses
+        return copies.wrapped(model.requires_grad_(False), self._subject), losses
