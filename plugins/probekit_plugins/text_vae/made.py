@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class Maker:
     encoder_reader: Reader
     decoder_reader: Reader
     lengths: tuple[int, int]
+    loaded: Any = None
+    """An encoder or a T5 that was read from files: copied for each training, and not read again."""
 
     @classmethod
     def of(cls, subject: Subject, options: TextVaeOptions) -> Maker:
@@ -50,7 +53,7 @@ class Maker:
             tokens = model.get_input_embeddings().num_embeddings
             reader = Reader.by(tokenizer, tokens)
             begun = Reader.by(tokenizer, tokens, [model.config.decoder_start_token_id or 0])
-            return cls(subject, options, reader, begun, (LONGEST, LONGEST))
+            return cls(subject, options, reader, begun, (LONGEST, LONGEST), model)
         check(subject, "A text autoencoder")
         own = Reader.of(subject)
         if options.encoder is None:
@@ -59,7 +62,7 @@ class Maker:
         Loaded(model, options.pooling)  # what is no encoder of texts is said so
         reader = Reader.by(tokenizer, model.get_input_embeddings().num_embeddings)
         room = longest(model, LONGEST) - len(reader.start) - len(reader.end)
-        return cls(subject, options, reader, own, (max(1, min(room, LONGEST)), LONGEST))
+        return cls(subject, options, reader, own, (max(1, min(room, LONGEST)), LONGEST), model)
 
     def reading(self, corpus: Corpus) -> Reading:
         """All texts as encoder and decoder read them."""
@@ -96,15 +99,16 @@ class Maker:
     def _encoder(self, recipe: Recipe) -> Encoder:
         if self.options.encoder is None:
             return Copy(self.subject, self.options.site, recipe.pooling)
-        model, _ = automodel(self.options.encoder)
-        return Loaded(model, recipe.pooling)
+        return Loaded(copy.deepcopy(self.loaded), recipe.pooling)
 
     def _decoder(self, latent: int, injection: Injection | None) -> Decoder:
-        copy = copied(self.subject)
-        return Decoder(copy.model, copy.anatomy.embedding, latent, injection)
+        own = copied(self.subject)
+        return Decoder(own.model, own.anatomy.embedding, latent, injection)
 
     def _t5(self, seed: int) -> Any:
-        model, _ = t5(str(self.options.seq2seq), self.subject, seed)
+        model = copy.deepcopy(self.loaded)
+        if model is None:  # of random weights: others with each seed
+            model, _ = t5(str(self.options.seq2seq), self.subject, seed)
         return model.float().to(self.subject.device).eval().requires_grad_(True)
 
 
