@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -302,6 +302,21 @@ class Subject:
         input_ids = None if input_ids is None else self._filled(input_ids, attention_mask)
         parts = (self.model, self.anatomy, self._layout, found)
         return forward.LayerMap(*parts, input_ids, attention_mask, self._settled, dropout, positions)
+
+    @property
+    def captures_steps(self) -> bool:
+        """Whether `repeated` tries a CUDA graph: where the whole model is on one CUDA device."""
+        return forward.can_be_captured(self.model)
+
+    def repeated(self, step: forward.Step, state: Callable[[], Iterable[torch.Tensor]]) -> forward.Step:
+        """A step that is taken again and again, such as `e ← e − η ∇‖O_l(e) − t‖`: without Python where that can be.
+
+        `step` moves the tensors of `state` in place, has no other effect, and returns a tensor; what it reads beside
+        them has to stay where it is in memory. On one CUDA device it is captured in a CUDA graph after some steps, and
+        replayed from then on, if that gives the same bits (`probekit.forward.graphs`); else, and elsewhere, it is
+        taken as it is.
+        """
+        return forward.Graphed(self.model, step, state) if self.captures_steps else step
 
     def reads_ids(self, site: str) -> bool:
         """Whether what runs up to a site reads the token ids again, so that a layer map there needs them as well.

@@ -8,6 +8,7 @@ from probekit.forward.capture import capture
 from probekit.forward.continuation import Caching, Continuation, is_ids
 from probekit.forward.edit import edited, unedited
 from probekit.forward.generation import generate
+from probekit.forward.graphs import Graphed, Step, can_be_captured
 from probekit.forward.head import head_width, reads_the_last_block, unembed
 from probekit.forward.layer_map import LayerMap
 from probekit.forward.layout import Layout, measure_axes, probe_ids, vocabulary_size
@@ -20,11 +21,14 @@ __all__ = [
     "Axes",
     "Caching",
     "Continuation",
+    "Graphed",
     "LayerMap",
     "Layout",
     "Padding",
     "Site",
+    "Step",
     "Trace",
+    "can_be_captured",
     "capture",
     "close",
     "edited",

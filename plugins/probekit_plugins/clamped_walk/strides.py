@@ -41,21 +41,34 @@ class Clamped:
         self._walkers, self._options, self._inner = walkers, options, inner
         self._sigma = noise if options.noise_scale == "code" else noise**2
         given = options.learning_rate
+        start = walkers.embeddings
         # NaN until it is chosen.
-        self._rate = walkers.embeddings.new_full((len(walkers),), math.nan if given is None else given)
+        self._rate = start.new_full((len(walkers),), math.nan if given is None else given)
+        entries = torch.tensor(walkers.lengths, device=start.device) * start.shape[-1]
+        self._noise_length = self._sigma * entries.double().sqrt()  # expected, of noise on every column
+        # A descent works on these in place, so that it may be captured.
+        self._moved = torch.empty_like(start)
+        self._clamped = torch.empty(len(start), 1, start.shape[-1], dtype=torch.bool, device=start.device)
+        self._descend = walkers.subject.repeated(self._descended, lambda: [self._moved, self._rate])
 
     def __call__(self, embeddings: torch.Tensor, step: int) -> torch.Tensor:
         noise, clamped = self._shift(step)
-        moved = embeddings + noise
+        self._clamped.copy_(clamped)
+        torch.add(embeddings, noise, out=self._moved)
         for _ in range(self._inner):
-            leaf = moved.detach().requires_grad_()
-            with torch.enable_grad():
-                loss = self._walkers.loss(leaf).sum()
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            if self._options.learning_rate is None:
-                self._choose_rates(gradient)
-            moved = moved - self._rate.nan_to_num(0)[:, None, None] * gradient.masked_fill(clamped, 0)
-        return moved - embeddings
+            self._descend()
+        return self._moved - embeddings
+
+    def _descended(self) -> torch.Tensor:
+        """One step on the columns that are not clamped, in place; the losses before it, `[B]`."""
+        leaf = self._moved.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self._walkers.loss(leaf)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        if self._options.learning_rate is None:
+            self._choose_rates(gradient)
+        self._moved -= self._rate.nan_to_num(0)[:, None, None] * gradient.masked_fill(self._clamped, 0)
+        return loss.detach()
 
     def _shift(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The noise `[B, T, d]`, and which columns it fills, `[B, 1, d]`."""
@@ -71,13 +84,12 @@ class Clamped:
         """For each walker, at its first gradient: the ε for which a step along all of it is `relative_rate` times as
         long as noise on every column.
         """
-        entries = torch.tensor(self._walkers.lengths, device=gradient.device) * gradient.shape[-1]
-        full, length = self._sigma * entries.double().sqrt(), norms(gradient, 2)
-        chosen = (self._options.relative_rate * full / length).to(self._rate)
-        self._rate = torch.where(self._rate.isnan() & (length > 0), chosen, self._rate)
+        length = norms(gradient, 2)
+        chosen = (self._options.relative_rate * self._noise_length / length).to(self._rate)
+        self._rate.copy_(torch.where(self._rate.isnan() & (length > 0), chosen, self._rate))
 
     def state(self) -> dict[str, torch.Tensor]:
         return {"rate": self._rate}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        self._rate = state["rate"]
+        self._rate.copy_(state["rate"])

@@ -174,7 +174,9 @@ class Inversion:
             with self._masks(f"{key}/step {len(losses)}"):
                 return objective(space.embeddings(values))
 
-        optimizer = make(options.optimizer, x, loss, prior)
+        # Masks of dropout are drawn anew for each step, by its number.
+        captured = self._subject.captures_steps and not options.dropout
+        optimizer = make(options.optimizer, x, loss, prior, self._subject.repeated if captured else None)
 
         def record(step: int) -> None:
             embeddings = space.embeddings(x).detach().clone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 """A loss for each row: `[B, …]` → `[B]`."""
+
+Step = Callable[[], torch.Tensor]
+Repeated = Callable[[Step, Callable[[], Iterable[torch.Tensor]]], Step]
+"""A step and the tensors that it changes → the step, captured where that gives the same."""
 
 
 class Optimizer(Protocol):
@@ -31,11 +35,12 @@ class Optimizer(Protocol):
         ...
 
 
-def make(kind: str, x: torch.Tensor, loss: Rows, prior: Rows | None) -> Optimizer:
-    """The optimiser of that name for the rows `x`, moved in place; `prior` joins the gradient, not the loss."""
-    if kind == "lbfgs":
-        return BatchedLBFGS(x, loss, prior)
-    return FirstOrder(torch.optim.Adam if kind == "adam" else torch.optim.SGD, x, loss, prior)
+def make(kind: str, x: torch.Tensor, loss: Rows, prior: Rows | None, repeated: Repeated | None = None) -> Optimizer:
+    """The optimiser of that name for the rows `x`, moved in place; `prior` joins the gradient, not the loss.
+
+    `repeated` is `Subject.repeated` where steps may be captured. L-BFGS, whose line search reads losses, never is.
+    """
+    return BatchedLBFGS(x, loss, prior) if kind == "lbfgs" else FirstOrder(kind, x, loss, prior, repeated)
 
 
 def rate_at(step: int, rate: float, options: GradientInverterOptions) -> float:
@@ -49,26 +54,48 @@ def rate_at(step: int, rate: float, options: GradientInverterOptions) -> float:
 
 
 class FirstOrder:
-    """torch's Adam or gradient descent: both act on each entry by itself, so rows stay independent."""
+    """torch's Adam or gradient descent: both act on each entry by itself, so rows stay independent.
 
-    def __init__(
-        self,
-        kind: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
-        x: torch.Tensor,
-        loss: Rows,
-        prior: Rows | None,
-    ) -> None:
+    A step is one function of tensors that stay where they are, so that `repeated` may capture it: then the rate is a
+    tensor too, as Adam's count of steps is.
+    """
+
+    def __init__(self, kind: str, x: torch.Tensor, loss: Rows, prior: Rows | None, repeated: Repeated | None) -> None:
         self._x = x.requires_grad_(True)
         self._loss, self._prior = loss, prior
-        self._optimizer = kind([x])
+        self._captured = repeated is not None
+        self._rate = x.new_zeros(())
+        self._optimizer: torch.optim.Optimizer
+        if kind == "adam":
+            rate = self._rate if self._captured else 1e-3
+            self._optimizer = torch.optim.Adam([x], rate, capturable=self._captured)
+        else:
+            self._optimizer = torch.optim.SGD([x])
+        self._descends = kind == "descent"
+        self._take = repeated(self._moved, self._state) if repeated else self._moved
 
     def step(self, rate: float) -> torch.Tensor:
+        if self._captured:
+            self._rate.fill_(rate)
+        else:
+            self._optimizer.param_groups[0]["lr"] = rate
+        return self._take()
+
+    def _moved(self) -> torch.Tensor:
         loss = self._loss(self._x)
         total = loss.sum() if self._prior is None else loss.sum() + self._prior(self._x).sum()
-        (self._x.grad,) = torch.autograd.grad(total, self._x)
-        self._optimizer.param_groups[0]["lr"] = rate
-        self._optimizer.step()
+        (gradient,) = torch.autograd.grad(total, self._x)
+        if self._captured and self._descends:  # torch's reads a rate that is a tensor
+            with torch.no_grad():
+                self._x.addcmul_(gradient, self._rate, value=-1)
+        else:
+            self._x.grad = gradient
+            self._optimizer.step()
         return loss.detach()
+
+    def _state(self) -> list[torch.Tensor]:
+        """What a step changes."""
+        return [self._x, *self.state().values()]
 
     def state(self) -> dict[str, torch.Tensor]:
         kept = self._optimizer.state.get(self._x, {})
@@ -77,7 +104,8 @@ class FirstOrder:
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         for name, value in state.items():
             if name.startswith("optimizer."):
-                on = torch.device("cpu") if value.dim() == 0 else self._x.device
+                counts = value.dim() == 0 and not self._captured
+                on = torch.device("cpu") if counts else self._x.device
                 self._optimizer.state[self._x][name.removeprefix("optimizer.")] = value.to(on)
 
 
