@@ -18,6 +18,7 @@ from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
 from probekit.runs.command import option_value
 from probekit.runs.comparison import TrainedAndRandom, check_trained, run_trained_and_random
 from probekit.runs.config import Resolved, read_config
+from probekit.runs.profiling import OPTIONS, phase, profile_sentence, profiling
 from probekit.runs.prompts import read_prompts
 
 
@@ -88,10 +89,14 @@ from probekit.runs.prompts import read_prompts
     metavar="SECONDS",
     help="How long an analysis may take; one that takes longer fails, and the others go on.  [default: any time]",
 )
+@click.option(
+    "--profile", is_flag=True, help="Also tell where time and memory went: a page of the report, and profile.json."
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and end.")
 @model_options
 def command(
     as_json: bool,
+    profile: bool,
     dry_run: bool,
     compare_random: bool,
     output: Path | None,
@@ -105,6 +110,10 @@ def command(
 
     Without options it inverts the first block of the embedded model on the prompt "The sky is blue.".
     """
+    if profile and (compare_random or dry_run):
+        beside = "--compare-random makes two" if compare_random else "--dry-run makes none"
+        raise UsageError(f"--profile tells of one run, and {beside}; leave one of the two out.")
+    click.get_current_context().with_resource(profiling(profile, whole_process=True))
     outcome: Run | TrainedAndRandom
     values = _given(given)
     if resumed is not None:
@@ -117,7 +126,7 @@ def command(
     layers = [(str(config), read_config(config))] if config else []
     layers.append(("command line", values))
     blocked = {name for _, values in layers for name in values.get("block_plugins", [])}
-    with keeping_output_clean(as_json):
+    with keeping_output_clean(as_json), phase(OPTIONS):
         plugins = Plugins(block=blocked)
         resolved = resolve(layers, plugins)
     if compare_random:
@@ -229,4 +238,6 @@ def _show_outcome(outcome: Run | TrainedAndRandom) -> None:
         click.echo(f"{name}: {result.finding}" if result.finding else f"{name}: done")
         for note in result.notes:
             click.echo(f"  note: {note}")
+    if sentence := profile_sentence(outcome.path):
+        click.echo(f"Profile: {sentence}")
     click.echo(f"Report: {outcome.report_path}")

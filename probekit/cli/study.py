@@ -13,6 +13,9 @@ from probekit.errors import UsageError
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
 from probekit.runs.command import option_value
 from probekit.runs.studies import Study, study
+from probekit.runs.studies.engines import Local, OnRay
+from probekit.runs.studies.engines.needs import parse_memory
+from probekit.runs.studies.work import Engine
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -27,6 +30,18 @@ def _parameter(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise UsageError(f"'{text}' sets no parameter; expected NAME=VALUE, such as model=gpt2.")
     return name, option_value(value)
+
+
+def _engine(name: str, **asked: Any) -> Engine:
+    given = {option: value for option, value in asked.items() if value is not None}
+    if name == "ray":
+        memory = given.pop("memory", None)
+        return OnRay(**given, memory=None if memory is None else parse_memory(memory))
+    if given:
+        first = next(iter(given))
+        flag = f"--{first}" if first in ("address", "workers") else f"--{first}-per-worker"
+        raise UsageError(f"{flag} is said of workers, and here is this process alone; add --engine ray.")
+    return Local()
 
 
 @click.command("study")
@@ -46,6 +61,40 @@ def _parameter(text: str) -> tuple[str, Any]:
     help="How often the state of a long loop is saved.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where cells are run: in this process, or by the workers of a Ray cluster, which probekit[ray] installs.",
+)
+@click.option("--address", help="Ray: the cluster's address, such as 'auto'.  [default: one on this machine]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Ray: how many workers at most.  [default: what there is room for]",
+)
+@click.option(
+    "--cpus-per-worker",
+    "cpus",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Ray: cores and threads of each worker.  [default: as many threads as this process has]",
+)
+@click.option(
+    "--gpus-per-worker",
+    "gpus",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="Ray: GPUs of each worker; 0.5 if two share one.  [default: 1 if a model asks for CUDA]",
+)
+@click.option(
+    "--memory-per-worker",
+    "memory",
+    metavar="SIZE",
+    help="Ray: memory of each worker, such as 12GiB, by which workers are spread.  [default: not counted]",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on standard output, and nothing else there."
 )
 @click.pass_context
@@ -57,6 +106,12 @@ def command(
     output: Path | None,
     retry_failed: bool,
     save_every: float,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    cpus: int | None,
+    gpus: float | None,
+    memory: str | None,
     as_json: bool,
 ) -> None:
     """Carry out the study FILE: run what is missing, judge what is there, and write one report.
@@ -65,6 +120,7 @@ def command(
     not repeated. Exit code 1 if a cell failed or an expectation is not met.
     """
     changed = dict(map(_parameter, parameters))
+    chosen = _engine(engine, address=address, workers=workers, cpus=cpus, gpus=gpus, memory=memory)
     with keeping_output_clean(as_json), display() as listener:
         outcome = study(
             file,
@@ -74,6 +130,7 @@ def command(
             retry_failed=retry_failed,
             listener=listener,
             seconds_between_saves=save_every,
+            engine=chosen,
         )
     _show(outcome, as_json)
     if not outcome.passed:

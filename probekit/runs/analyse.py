@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from probekit.analysis import ActivationAnalysis, Analysis, Context, site_expression
+from probekit.analysis import ActivationAnalysis, Analysis, site_expression
 from probekit.analysis.context import Progress
 from probekit.errors import AnalysisError, ProbekitError, out_of_memory
 from probekit.runs.checkpoints import FileStore, StopFlag
@@ -22,6 +22,7 @@ from probekit.runs.directory import RunDirectory
 from probekit.runs.keeping import draw, explain, finish_page, save
 from probekit.runs.out_of_memory import sentence as explain_memory
 from probekit.runs.outcome import Run
+from probekit.runs.profiling import CHECKS, PASSES, SAVING, context_class, keep_profile, phase, timed_progress
 from probekit.runs.recorder import Recorder
 from probekit.runs.repair import Repair, no_hooks_everywhere
 
@@ -41,6 +42,7 @@ class Analyses:
         repair: Repair,
         seconds_between_saves: float,
         time_limit: float | None,
+        stop: StopFlag | None = None,
     ) -> None:
         self._directory = directory
         self._manifest = manifest
@@ -49,7 +51,7 @@ class Analyses:
         self._repair = repair
         self._seconds_between_saves = seconds_between_saves
         self._time_limit = time_limit
-        self._stop = StopFlag()
+        self._stop = stop or StopFlag()
         self.outcome = Run(directory.path, manifest=manifest)
 
     def carry_out(self) -> bool:
@@ -123,14 +125,15 @@ class Analyses:
             progress = Progress(self._recorder, self._store(waiting[0].name), "prompts", self._source.prompt_count)
             begun = False
             try:
-                for batch in self._source.batches(sites):
-                    begun = True
-                    for member in _left(waiting):
-                        with self._judged(member), no_hooks_everywhere(), member.containment.within():
-                            member.consumer().update(batch.only(member.sites))
-                    if not _left(waiting):
-                        return
-                    progress.step(len(batch.prompts))
+                with phase(PASSES), timed_progress(progress, PASSES, "prompts"):
+                    for batch in self._source.batches(sites):
+                        begun = True
+                        for member in _left(waiting):
+                            with self._judged(member), no_hooks_everywhere(), member.containment.within():
+                                member.consumer().update(batch.only(member.sites))
+                        if not _left(waiting):
+                            return
+                        progress.step(len(batch.prompts))
                 return
             except Exception as error:  # of the forward pass, or of a recording that is damaged
                 if not begun and len(waiting) > 1:
@@ -158,7 +161,7 @@ class Analyses:
         def make() -> Analysis[Any]:
             loaded, store = self._repair.loaded, self._store(name)
             results, facts = self.outcome.results, loaded.source.facts
-            context = Context(
+            context = context_class()(
                 config.seed, name, self._recorder, store, results, lambda: self._repair.loaded.subject, facts
             )
             made: Analysis[Any] = analysis(self._resolved.options[name], context)
@@ -171,11 +174,13 @@ class Analyses:
 
     def _keep(self, member: _Member, result: object) -> None:
         """Save a result, and draw its page: the plugin's own code as well."""
-        saved = save(member.made(), result, self._directory)
+        with phase(SAVING):
+            saved = save(member.made(), result, self._directory)
         member.saved = True
         with no_hooks_everywhere(), member.containment.within():
             page = draw(member.made(), saved)
-        finish_page(page, saved, member.containment.lines_printed, self._directory)
+        with phase(SAVING):
+            finish_page(page, saved, member.containment.lines_printed, self._directory)
         self.outcome.results[member.name] = saved
         self._manifest["analyses"][member.name] = {"status": "done"}
         self._store(member.name).clear()
@@ -218,6 +223,7 @@ class Analyses:
         if shared:
             timings["activations"] = timings.get("activations", 0.0) + shared
         self._directory.write_json("timings.json", timings)
+        keep_profile(self._directory)
 
     @contextmanager
     def _without_trace(self, members: Sequence[_Member]) -> Iterator[None]:
@@ -234,7 +240,7 @@ class Analyses:
                 member.saved = False
                 self._fail(member, AnalysisError(f"{who} {left}, and the result is not kept."))
 
-        with self._repair.afterwards(blame):
+        with phase(CHECKS), self._repair.afterwards(blame):
             try:
                 yield
             except KeyboardInterrupt:

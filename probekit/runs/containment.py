@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from probekit.errors import AnalysisError
+from probekit.runs.profiling import phase
 from probekit.runs.state import put_back, read_state
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Containment:
     """One analysis of a run. `within` may be entered again and again: time and random numbers go on."""
 
     def __init__(self, name: str, seed: int, say: Callable[[str], None], seconds: float | None = None) -> None:
+        self._name = name
         self._random = _Random(seed)
         self._printed = _Printed(name, say)
         self._given = seconds
@@ -52,7 +54,7 @@ class Containment:
     @contextmanager
     def apart(self) -> Iterator[None]:
         """All of `within` but the time: random numbers, settings of the process and standard output."""
-        with self._random.drawn():
+        with phase(self._name), self._random.drawn():
             before = read_state()
             try:
                 with redirect_stdout(self._printed):

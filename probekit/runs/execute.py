@@ -18,7 +18,7 @@ from probekit.analysis.context import Silent
 from probekit.errors import UsageError
 from probekit.plugins import Plugins
 from probekit.runs.analyse import Analyses
-from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
+from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES, StopFlag
 from probekit.runs.command import command_line
 from probekit.runs.config import Resolved, read_config, resolve
 from probekit.runs.directory import SCHEMA, RunDirectory, encode_json
@@ -26,9 +26,11 @@ from probekit.runs.joint import compare_jointly
 from probekit.runs.keeping import explain
 from probekit.runs.loaded import Loaded, load
 from probekit.runs.outcome import Run
+from probekit.runs.profiling import DRAWING, LOADING, OPTIONS, keep_profile, phase, profile_model, profiling, weigh
 from probekit.runs.recorder import Recorder
 from probekit.runs.render import render
 from probekit.runs.repair import Repair
+from probekit.runs.subjects import Subjects
 from probekit.runs.versions import versions
 
 DEFAULT_FOLDER = Path("probekit-runs")
@@ -46,6 +48,7 @@ def run(
     special_tokens: bool = True,
     activations: str | Path | None = None,
     time_limit: float | None = None,
+    profile: bool = False,
     manager: Plugins | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -54,8 +57,8 @@ def run(
     `model` is a name or path, or a mapping of `ModelSpec` fields; `options` are those of the one analysis, or nested by
     analysis. `output` must not exist; without it a folder below `probekit-runs/` is made. `activations` names a
     recording that takes the place of the model and the prompts, for analyses of activations. An analysis that fails, or
-    takes longer than `time_limit` seconds, is in `failures`, and the others still run. Raises UsageError, PluginError
-    or ModelError with one sentence.
+    takes longer than `time_limit` seconds, is in `failures`, and the others still run. With `profile` the report also
+    tells where time and memory went. Raises UsageError, PluginError or ModelError with one sentence.
     """
     values: dict[str, Any] = {
         "plugins": [plugins] if isinstance(plugins, str) else list(plugins),
@@ -71,10 +74,12 @@ def run(
         values["prompts"] = [prompts] if isinstance(prompts, str) else list(prompts)
     if input_ids:
         values["input_ids"] = [list(ids) for ids in input_ids]
-    manager = manager or Plugins()
-    resolved = resolve([("python", values)], manager)
-    place = None if output is None else Path(output)
-    return execute(resolved, manager, place, listener, time_limit=time_limit)
+    with profiling(profile):
+        with phase(OPTIONS):
+            manager = manager or Plugins()
+            resolved = resolve([("python", values)], manager)
+        place = None if output is None else Path(output)
+        return execute(resolved, manager, place, listener, time_limit=time_limit)
 
 
 def execute(
@@ -85,11 +90,14 @@ def execute(
     argv: Sequence[str] = (),
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
     time_limit: float | None = None,
+    subjects: Subjects | None = None,
+    stop: StopFlag | None = None,
 ) -> Run:
     """Carry out a resolved configuration in a new run directory.
 
-    Until the model and the prompts are there, nothing is left behind by a failure; from then on nothing is lost. Raises
-    KeyboardInterrupt after an interrupted run has been written down; `resume` goes on with it.
+    `subjects` hold the model of an earlier run, and this one's afterwards; `stop` ends the run at the end of a step, as
+    an interrupt does. Until the model and the prompts are there, nothing is left behind by a failure; from then on
+    nothing is lost. Raises KeyboardInterrupt after an interrupted run has been written down; `resume` goes on with it.
     """
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
@@ -110,11 +118,12 @@ def execute(
     directory = RunDirectory.create(output or default_output(resolved), files)
     recorder = Recorder(directory, listener or Silent())
     try:
-        repair = _load(directory, manifest, resolved, plugins, recorder, resumed=False)
+        repair = _load(directory, manifest, resolved, plugins, recorder, subjects, resumed=False)
     except BaseException:
         directory.discard()
         raise
-    return _analyse(directory, manifest, resolved, plugins, recorder, repair, seconds_between_saves, time_limit)
+    how = (seconds_between_saves, time_limit, subjects, stop)
+    return _analyse(directory, manifest, resolved, plugins, recorder, repair, *how)
 
 
 def resume(
@@ -123,6 +132,8 @@ def resume(
     listener: Listener | None = None,
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
     time_limit: float | None = None,
+    subjects: Subjects | None = None,
+    stop: StopFlag | None = None,
 ) -> Run:
     """Go on with a run that was interrupted or killed, or try the failed analyses of one again.
 
@@ -147,8 +158,9 @@ def resume(
         raise UsageError(f"The run '{path}' was begun with other packages: {', '.join(changed)}; start it anew.")
     directory.sweep()
     recorder = Recorder(directory, listener or Silent())
-    repair = _load(directory, manifest, resolved, plugins, recorder, resumed=True)
-    return _analyse(directory, manifest, resolved, plugins, recorder, repair, seconds_between_saves, time_limit)
+    repair = _load(directory, manifest, resolved, plugins, recorder, subjects, resumed=True)
+    how = (seconds_between_saves, time_limit, subjects, stop)
+    return _analyse(directory, manifest, resolved, plugins, recorder, repair, *how)
 
 
 def _load(
@@ -157,6 +169,7 @@ def _load(
     resolved: Resolved,
     plugins: Plugins,
     recorder: Recorder,
+    subjects: Subjects | None,
     resumed: bool,
 ) -> Repair:
     """What the analyses work on, and what is known of it written into the manifest; plugins are told that a run begins,
@@ -167,7 +180,7 @@ def _load(
     for sentence in told:
         recorder.message(sentence)
     with _told_if_abandoned(directory, manifest, plugins, recorder):
-        return Repair(_checked(directory, manifest, resolved, plugins))
+        return Repair(_checked(directory, manifest, resolved, plugins, subjects))
 
 
 @contextmanager
@@ -185,16 +198,23 @@ def _told_if_abandoned(
         raise
 
 
-def _checked(directory: RunDirectory, manifest: dict[str, Any], resolved: Resolved, plugins: Plugins) -> Loaded:
+def _checked(
+    directory: RunDirectory,
+    manifest: dict[str, Any],
+    resolved: Resolved,
+    plugins: Plugins,
+    subjects: Subjects | None,
+) -> Loaded:
     """What the analyses work on, with the sites of their options, checked to be what the run was begun with."""
     timings = directory.read_json("timings.json")
     if "load" in timings:
         timings.setdefault("resumed", []).append(_now())
     began = time.perf_counter()
-    loaded = load(resolved.config, plugins)
-    for options in resolved.options.values():
-        for expression in site_expressions(options):
-            loaded.source.expand_sites(expression)
+    with phase(LOADING):
+        loaded = load(resolved.config, plugins, subjects)
+        for options in resolved.options.values():
+            for expression in site_expressions(options):
+                loaded.source.expand_sites(expression)
     timings["load"] = timings.get("load", 0.0) + time.perf_counter() - began
     for what in ("model", "recording"):
         was, now = manifest.get(what, loaded.facts.get(what)), loaded.facts.get(what)
@@ -223,17 +243,26 @@ def _analyse(
     repair: Repair,
     seconds_between_saves: float,
     time_limit: float | None,
+    subjects: Subjects | None,
+    stop: StopFlag | None,
 ) -> Run:
     """Every analysis that is not done yet, then the report."""
     manifest["status"] = "running"
-    analyses = Analyses(directory, manifest, resolved, recorder, repair, seconds_between_saves, time_limit)
+    analyses = Analyses(directory, manifest, resolved, recorder, repair, seconds_between_saves, time_limit, stop)
     outcome = analyses.outcome
     with _told_if_abandoned(directory, manifest, plugins, recorder):
+        profile_model(repair)
         whole = analyses.carry_out()
-        compare_jointly(directory, manifest, resolved.analyses, outcome)
+        if whole:
+            weigh(repair.loaded, resolved.options)
+        with phase(DRAWING):
+            compare_jointly(directory, manifest, resolved.analyses, outcome)
         outcome.status = "interrupted" if not whole else "failed" if outcome.failures else "done"
         manifest["status"] = outcome.status
-        render(directory, manifest)
+        with phase(DRAWING):
+            render(directory, manifest)
+        if keep_profile(directory):  # of which drawing is a part: with that known, once more
+            render(directory, manifest)
         directory.write_json("run.json", manifest)  # last: until here the run is marked unfinished, and can be resumed
     place, status = directory.path, outcome.status
     for sentence in plugins.notify("probekit_run_finished", directory=place, status=status, run=outcome):
@@ -241,6 +270,8 @@ def _analyse(
     if not whole:
         recorder.show(f"Interrupted; go on with: probekit run --resume {shlex.quote(str(directory.path))}")
         raise KeyboardInterrupt
+    if subjects is not None and outcome.status == "done":
+        subjects.keep(repair.loaded.subject)
     return outcome
 
 

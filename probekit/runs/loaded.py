@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from probekit.analysis import Prompt
 from probekit.plugins import Plugins
 from probekit.runs.config import RunConfig
+from probekit.runs.profiling import PROMPTS, phase
 from probekit.runs.prompts import encode_prompts
 
 if TYPE_CHECKING:
     from probekit.activations import ActivationSource, Recording
+    from probekit.runs.subjects import Subjects
     from probekit.subject import Subject
 
 # A manifest names so many prompts; the configuration has them all.
@@ -37,12 +39,13 @@ class Loaded:
     again: Callable[[], Loaded] | None = None
 
 
-def load(config: RunConfig, plugins: Plugins) -> Loaded:
+def load(config: RunConfig, plugins: Plugins, subjects: Subjects | None = None) -> Loaded:
     """The model and the prompts that a configuration names, or its recording; everything in it is checked.
 
-    Raises ModelError if the model does not load, UsageError for a prompt that it does not take, or a bad recording.
+    `subjects` may hold that model already. Raises ModelError if the model does not load, UsageError for a prompt that
+    it does not take, or a bad recording.
     """
-    return _recorded(config.activations) if config.activations is not None else _live(config, plugins)
+    return _recorded(config.activations) if config.activations is not None else _live(config, plugins, subjects)
 
 
 @contextmanager
@@ -58,13 +61,15 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _live(config: RunConfig, plugins: Plugins) -> Loaded:
+def _live(config: RunConfig, plugins: Plugins, subjects: Subjects | None = None) -> Loaded:
     with _interrupts_held():
         from probekit.activations import LiveActivations
         from probekit.subject import load_spec
 
-    subject = load_spec(config.model, plugins)
-    prompts = encode_prompts(subject, config)
+    take = load_spec if subjects is None else subjects.take
+    subject = take(config.model, plugins)
+    with phase(PROMPTS):
+        prompts = encode_prompts(subject, config)
     source = LiveActivations(subject, lambda: (prompt.input_ids[0].tolist() for prompt in prompts), len(prompts))
     named = [{"text": prompt.text, "tokens": prompt.tokens} for prompt in prompts[:PROMPTS_NAMED]]
     facts = {"model": subject.facts, "prompts": named, "prompt_count": len(prompts)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from probekit.analysis import Result
 from probekit.errors import AnalysisError, UsageError
 from probekit.runs.directory import RunDirectory
+from probekit.runs.profiling import PROFILE_FILE
 
 if TYPE_CHECKING:
     import pandas
@@ -77,7 +78,9 @@ class Run:
             name: {"status": "done", "metrics": result.metrics} for name, result in self.results.items()
         }
         analyses |= {name: {"status": "failed", "error": text, "metrics": {}} for name, text in self.failures.items()}
-        return {"run": str(self.path), "report": str(self.report_path), "status": self.status, "analyses": analyses}
+        document = {"run": str(self.path), "report": str(self.report_path), "status": self.status, "analyses": analyses}
+        profile = self.path / PROFILE_FILE
+        return {**document, "profile": str(profile)} if profile.is_file() else document
 
 
 def read_run(path: str | Path) -> Run:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from probekit.errors import UsageError
 from probekit.report import Document, Page, render_html, render_markdown
 from probekit.runs.directory import RunDirectory
 from probekit.runs.joint import JOINT_FILE
+from probekit.runs.profiling import profile_page
 
 # Of more prompts than a reader looks at, the first.
 MOST_SHOWN = 10
@@ -16,7 +18,8 @@ FIRST_SHOWN = 3
 
 
 def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> None:
-    """Write `report.html` and `summary.md` from `run.json`, or the manifest that will be it, and the analyses' pages.
+    """Write `report.html` and `summary.md` from `run.json`, or the manifest that will be it, and the analyses' pages;
+    the report also from the run's profile, if it has one.
 
     Raises UsageError if the directory is damaged or of another version.
     """
@@ -27,7 +30,9 @@ def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> N
         raise UsageError(
             f"The file '{directory.path / 'run.json'}' is damaged: {type(error).__name__} {error}."
         ) from None
-    directory.write("report.html", render_html(document).encode(errors="replace"))
+    profile = profile_page(directory)
+    shown = document if profile is None else replace(document, pages=[*document.pages, (profile.title, profile)])
+    directory.write("report.html", render_html(shown).encode(errors="replace"))
     directory.write("summary.md", render_markdown(document).encode(errors="replace"))
 
 

@@ -654,7 +654,7 @@ def test_an_interrupt_while_a_model_is_loaded_leaves_no_half_cell(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("probekit.subject.load_spec", interrupted)
+        patch.setattr("probekit.models.loading.load_model", interrupted)
         with pytest.raises(KeyboardInterrupt):
             study(path, "out", manager=plugins)
     assert list(Path("out/cells").iterdir()) == []
@@ -840,17 +840,17 @@ def test_an_analysis_that_raises_fails_its_cell_alone(
 def test_an_unforeseen_error_while_loading_fails_the_cell_and_keeps_its_traceback(
     model: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import probekit.subject
+    from probekit.models import loading
 
-    load_spec = probekit.subject.load_spec
+    load_model = loading.load_model
     loads = iter([RuntimeError("a broken file")])
 
     def load(*arguments: Any) -> Any:
         for error in loads:
             raise error
-        return load_spec(*arguments)
+        return load_model(*arguments)
 
-    monkeypatch.setattr(probekit.subject, "load_spec", load)
+    monkeypatch.setattr(loading, "load_model", load)
     outcome = study(write(inverter(model, seeds=1)), "out", manager=plugins)
     assert outcome.done == 1
     [(key, sentence)] = outcome.failures.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +9,17 @@ from typing import Any
 
 from probekit.analysis import Listener
 from probekit.analysis.context import Silent
-from probekit.errors import ProbekitError, UsageError
+from probekit.errors import UsageError
 from probekit.plugins import Plugins
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
 from probekit.runs.directory import RunDirectory, encode_json
-from probekit.runs.execute import execute, resume
-from probekit.runs.keeping import explain
 from probekit.runs.outcome import Run, read_run
-from probekit.runs.studies.cells import Cell, expand, share
+from probekit.runs.studies.cells import Cell, by_model, expand, share
+from probekit.runs.studies.engines import Local
 from probekit.runs.studies.file import StudyFile, read_study
 from probekit.runs.studies.judge import Judgement, check_study, judge
 from probekit.runs.studies.page import render_study
+from probekit.runs.studies.work import Engine, Work, cell_folder, failure_file
 
 DEFAULT_FOLDER = Path("probekit-studies")
 
@@ -102,12 +101,14 @@ def study(
     manager: Plugins | None = None,
     listener: Listener | None = None,
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
+    engine: Engine | None = None,
 ) -> Study:
     """Carry out a study file: run the cells of this share that are missing, then judge and draw all that are there.
 
     Each cell is a run directory below `output/cells`, named by its configuration, so that a second call repeats
     nothing, an interrupted cell goes on where it was, and the shares of several machines come together in one folder. A
     cell that fails does not end the others; `retry_failed` tries it again. `parameters` replace those of the file.
+    `engine` carries the cells out: `Local()`, in this process, or `OnRay(…)`, on workers; the results are the same.
     Raises UsageError or PluginError with one sentence for a study that cannot be carried out.
     """
     path = Path(path)
@@ -119,13 +120,10 @@ def study(
     folder = Path(output) if output is not None else DEFAULT_FOLDER / path.stem
     _claim(folder, path, file)
     mine = {cell.key: cell for cell in reversed(share(cells, shard))}
-    todo = [mine[key] for key in dict.fromkeys(cell.key for cell in cells) if key in mine]
+    ordered = by_model([mine[key] for key in dict.fromkeys(cell.key for cell in cells) if key in mine])
     try:
-        for number, cell in enumerate(todo, start=1):
-            if _is_settled(folder, cell, retry_failed):
-                continue
-            listener.message(f"Cell {number} of {len(todo)}: {cell.label}")
-            _run(folder, cell, manager, listener, seconds_between_saves)
+        work = Work(folder, ordered, manager, listener, retry_failed, seconds_between_saves)
+        (engine or Local()).carry_out(work)
     finally:
         outcome = _collect(folder, cells)
         outcome.judgements = [
@@ -158,55 +156,12 @@ def _claim(folder: Path, path: Path, file: StudyFile) -> None:
         raise UsageError(f"The output directory '{folder}' cannot be written: {error.strerror}.") from None
 
 
-def cell_folder(folder: Path, key: str) -> Path:
-    """The run directory of a cell."""
-    return folder / "cells" / key
-
-
-def _failure_file(folder: Path, key: str) -> Path:
-    return folder / "cells" / f"{key}.failed.json"
-
-
-def _is_settled(folder: Path, cell: Cell, retry_failed: bool) -> bool:
-    """Whether there is nothing to do for a cell: it is done, or failed and is not to be tried again."""
-    place = cell_folder(folder, cell.key)
-    failed = _failure_file(folder, cell.key)
-    if retry_failed:
-        failed.unlink(missing_ok=True)
-    if failed.is_file():
-        return True
-    if not (place / "run.json").is_file():
-        return False
-    try:
-        status = RunDirectory(place).read_json("run.json").get("status")
-    except UsageError:  # damaged: shown as a failure, and not begun anew over what is there
-        return True
-    return status == "done" or (status == "failed" and not retry_failed)
-
-
-def _run(folder: Path, cell: Cell, plugins: Plugins, listener: Listener, seconds: float) -> None:
-    """Carry out a cell, or go on with it. What keeps it from beginning is noted beside it."""
-    place = cell_folder(folder, cell.key)
-    try:
-        if (place / "run.json").is_file():
-            resume(place, plugins, listener, seconds)
-        else:
-            execute(cell.resolved, plugins, place, listener, (), seconds)
-    except (Exception, SystemExit) as error:  # a bug, or a plugin's: the other cells are still to be run
-        sentence = explain(error)
-        listener.message(f"Failed: {sentence}")
-        document = {"cell": cell.label, "error": sentence}
-        if not isinstance(error, ProbekitError):
-            document["traceback"] = traceback.format_exc()
-        RunDirectory(folder).write(f"cells/{cell.key}.failed.json", encode_json(document))
-
-
 def _collect(folder: Path, cells: Sequence[Cell]) -> Study:
     """Every cell that is there, whoever ran it."""
     outcome = Study(folder, list(cells))
     for key in dict.fromkeys(cell.key for cell in cells):
         place = cell_folder(folder, key)
-        failed = _failure_file(folder, key)
+        failed = failure_file(folder, key)
         if failed.is_file():
             outcome.failures[key] = RunDirectory(folder).read_json(f"cells/{failed.name}")["error"]
         elif (place / "run.json").is_file():

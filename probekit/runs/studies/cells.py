@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -17,12 +17,15 @@ from probekit.runs.studies.file import RunSpec, StudyFile, substituted
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study, its variables, and the key that follows from its configuration alone."""
+    """One run of a study, its variables, the key that follows from its configuration alone, and the values that the
+    configuration was resolved from.
+    """
 
     run: str
     variables: dict[str, Any]
     resolved: Resolved
     key: str
+    values: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -53,7 +56,7 @@ def expand(study: StudyFile, plugins: Plugins) -> list[Cell]:
                 resolved = resolve([(name, values)], plugins)
             except ProbekitError as error:
                 raise type(error)(f"The run '{name}' of the study: {error}") from None
-            cells.append(Cell(name, variables, resolved, _key(resolved)))
+            cells.append(Cell(name, variables, resolved, key_of(resolved), values))
     return cells
 
 
@@ -82,7 +85,7 @@ def _as_list(values: Any) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
 
-def _key(resolved: Resolved) -> str:
+def key_of(resolved: Resolved) -> str:
     """The same for the same configuration, options' defaults included: a cell that another run has too is shared."""
     document = resolved.document()["configuration"]
     text = json.dumps(document, sort_keys=True, allow_nan=False)
@@ -94,3 +97,11 @@ def share(cells: list[Cell], shard: tuple[int, int]) -> list[Cell]:
     index, count = shard
     order = {key: place for place, key in enumerate(dict.fromkeys(cell.key for cell in cells))}
     return [cell for cell in cells if order[cell.key] % count == index - 1]
+
+
+def by_model(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells in their order, but those of one model together, where its first is."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.resolved.config.model.model_dump_json(), []).append(cell)
+    return [cell for group in groups.values() for cell in group]
