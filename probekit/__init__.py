@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         Sites,
         TokenSequence,
     )
+    from probekit.description.fitting import rows_that_fit
     from probekit.errors import AnalysisError, ModelError, PluginError, ProbekitError, UsageError, out_of_memory
-    from probekit.forward import Continuation, LayerMap
+    from probekit.forward import Continuation, LayerMap, LayerMaps
     from probekit.hookspecs import hookimpl
     from probekit.models.anatomy import Anatomy
     from probekit.models.spec import ModelSpec
@@ -51,6 +52,7 @@ _HOME = {
     "DECODERS": "subject",
     "JointReport": "analysis",
     "LayerMap": "forward",
+    "LayerMaps": "forward",
     "Listener": "analysis",
     "Loop": "analysis",
     "ModelError": "errors",
@@ -79,6 +81,7 @@ _HOME = {
     "read_run": "runs",
     "record": "runs",
     "resume": "runs",
+    "rows_that_fit": "description.fitting",
     "run": "runs",
 }
 
@@ -95,6 +98,7 @@ __all__ = [
     "Continuation",
     "JointReport",
     "LayerMap",
+    "LayerMaps",
     "Listener",
     "Loop",
     "ModelError",
@@ -123,6 +127,7 @@ __all__ = [
     "read_run",
     "record",
     "resume",
+    "rows_that_fit",
     "run",
 ]
 

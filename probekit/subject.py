@@ -25,6 +25,7 @@ from probekit.models.devices import execution_device
 from probekit.models.loading import LoadedModel, load_model
 from probekit.models.offload import Offloaded
 from probekit.models.passes import context_of, padding_token
+from probekit.models.placement import limits_in_bytes
 from probekit.models.spec import ModelSpec, parse_spec
 from probekit.models.tokens import decode_text, encode_text, token_strings
 
@@ -45,10 +46,13 @@ class Subject:
         anatomy: Mapping[str, str | int | None] | None = None,
         facts: Mapping[str, Any] | None = None,
         settled: bool = False,
+        compiled: bool = False,
+        max_memory: Mapping[int | str, int] | None = None,
     ) -> None:
         """Wrap a model. `anatomy` declares module paths that override what structure says, and the `sequence` of a
         model that takes one number of tokens only; `settled` says that the model is in eval mode and frozen already,
-        as `load` leaves it.
+        as `load` leaves it; `compiled` that layer maps for repeated steps compile its blocks; `max_memory` how
+        many bytes of a device weights and batches may take together.
 
         Raises ModelError if the anatomy is not found, or if substituting a prompt's embeddings does not give what the
         plain forward gives.
@@ -57,6 +61,8 @@ class Subject:
         self.tokenizer = tokenizer
         self.facts: dict[str, Any] = dict(facts or {})
         self._settled = settled
+        self._compiled = compiled
+        self.max_memory = dict(max_memory or {})
         self.anatomy: Anatomy = find_anatomy(self.model, anatomy)
         self._probe = forward.probe_ids(self.model, self.anatomy)
         self._layout = forward.Layout(self.model, self.anatomy, settled)
@@ -285,12 +291,14 @@ class Subject:
         attention_mask: torch.Tensor | None = None,
         *,
         dropout: bool = False,
+        repeated: bool = False,
     ) -> forward.LayerMap:
         """`O_l`: embeddings `[batch, sequence, d]` → the activation at the site; differentiable, stopped at the site.
 
         With `dropout` it computes as a model in training does: each call draws its own masks from torch's default
         generator, so that `torch.manual_seed` before a call decides them, and gradients go through the masks of the
-        call.
+        call. `repeated` says that it is called with embeddings of one shape again and again, and differentiated once:
+        then its blocks are compiled, if the model was loaded with `compile`.
 
         Raises UsageError for an unknown site, if the blocks of this model read the token ids again and none are given,
         or if the mask hides padding and the model does not give a padded prompt what it has alone.
@@ -301,7 +309,39 @@ class Subject:
         positions = self._checked_padding([site], attention_mask, None if input_ids is None else input_ids.shape)
         input_ids = None if input_ids is None else self._filled(input_ids, attention_mask)
         parts = (self.model, self.anatomy, self._layout, found)
-        return forward.LayerMap(*parts, input_ids, attention_mask, self._settled, dropout, positions)
+        compiled = repeated and self._compiled
+        return forward.LayerMap(*parts, input_ids, attention_mask, self._settled, dropout, positions, compiled)
+
+    def layer_maps(
+        self,
+        sites: Sequence[str],
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> forward.LayerMaps:
+        """`O_l` at several sites: `{site: embeddings}` → `{site: activation}`, embeddings of one shape for each.
+
+        Rows of all sites that are blocks go through the blocks together, each as far as its site, so that weights are
+        read once; their values are those of `layer_map` but for rounding. `input_ids` and `attention_mask`, `[batch or
+        1, sequence]`, are the same for every site. Raises UsageError as `layer_map` does.
+        """
+        alone = {site: self.layer_map(site, input_ids, attention_mask) for site in dict.fromkeys(sites)}
+        depths = {site: self._depth(layer_map.site) for site, layer_map in alone.items() if layer_map.replays}
+        deepest = {depth: site for site, depth in depths.items()}  # one of those that name the same block
+        shared = [deepest[depth] for depth in sorted(deepest)]
+
+        def for_rows_of(count: int, beside: torch.Tensor | None) -> torch.Tensor | None:
+            return beside if beside is None or len(beside) == 1 else beside.repeat(count, *[1] * (beside.dim() - 1))
+
+        together = []
+        for number, site in enumerate(shared):
+            given = [for_rows_of(len(shared) - number, beside) for beside in (input_ids, attention_mask)]
+            together.append((site, self.layer_map(site, *given)))
+        return forward.LayerMaps(self.model, alone, together, self._settled)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the blocks of layer maps for repeated steps are compiled."""
+        return self._compiled
 
     @property
     def captures_steps(self) -> bool:
@@ -548,7 +588,15 @@ def load_spec(spec: ModelSpec, plugins: Plugins | None = None) -> Subject:
 def subject_of(loaded: LoadedModel, spec: ModelSpec, plugins: Plugins | None = None) -> Subject:
     """The subject of a model that is loaded, with the anatomy that a plugin or the spec declares."""
     declared = declared_anatomy(loaded.model, spec, plugins)
-    return Subject(loaded.model, loaded.tokenizer, anatomy=declared, facts=loaded.facts, settled=True)
+    return Subject(
+        loaded.model,
+        loaded.tokenizer,
+        anatomy=declared,
+        facts=loaded.facts,
+        settled=True,
+        compiled=spec.compile,
+        max_memory=limits_in_bytes(spec),
+    )
 
 
 def declared_anatomy(

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from probekit import Context, Options, Subject
 
 Part = TypeVar("Part")
+Fitting = Callable[[int], int]
+"""How many of so many rows fit at once: an estimate, as by `probekit.rows_that_fit`."""
 
 
 class Batches:
-    """Independent rows, all at once or so many as the options say, and half as many whenever memory runs out.
+    """Independent rows: all at once, or so many as the options say or an estimate finds room for, and half as many
+    whenever memory runs out.
 
-    What was halved once stays so for the batches that follow. Where memory ran out is kept for a run that is resumed,
-    so that it goes on in the same batches.
+    What was halved once stays so for the batches that follow. Where memory ran out, and what an estimate chose, is kept
+    for a run that is resumed, so that it goes on in the same batches.
     """
 
     def __init__(self, context: Context, options: Options | None = None) -> None:
@@ -28,7 +31,9 @@ class Batches:
         self._context = context
         self._has_option = hasattr(options, "rows_at_once")
         self._at_once: int | None = getattr(options, "rows_at_once", None)
+        self._told = self._at_once is not None
         self._halved = False
+        self._chosen: dict[str, int] = {}  # where an estimate chose fewer than all
         with torch.enable_grad():
             self._leaf = torch.zeros((), requires_grad=True)
             self._early = self._leaf * 1
@@ -64,6 +69,19 @@ class Batches:
         """The same for one tensor, joined along its first dimension."""
         return torch.cat(self.parts(count, compute, where, most))
 
+    def estimated(self, count: int, fitting: Fitting, where: str) -> int:
+        """`most` for the parts of `count` rows: what `fitting` says, or said before the run was resumed; all where the
+        options say how many.
+        """
+        if count == 1 or self._told:
+            return count
+        found = self._context.stage(f"rows at once/{where}", lambda: {"rows": torch.tensor(fitting(count))})
+        rows = min(count, max(1, int(found["rows"])))
+        if rows < count:
+            self._chosen[where] = rows
+            self._context.log(f"{count} rows may not fit into memory at {where}; computing {rows} at once.")
+        return rows
+
     def _forget_pending(self) -> None:
         """Have autograd forget what a backward pass that failed had still to do: on the CPU its queue keeps that, and
         with it the graph, until it comes to a node that is older; and that is `early`.
@@ -95,10 +113,17 @@ class Batches:
 
     def notes(self) -> list[str]:
         """What a reader has to know of how many rows were computed at once."""
-        if not self._halved:
+        if self._halved:
+            rows = f"{self._at_once}"
+            begin = f"Memory ran out, so that in the end {rows} rows were computed at once"
+        elif self._chosen:
+            least, most = min(self._chosen.values()), max(self._chosen.values())
+            rows = f"{least}" if least == most else f"{least} to {most}"
+            begin = f"{rows} rows were computed at once where memory might not have held all of them"
+        else:
             return []
-        again = f"; -o rows_at_once={self._at_once} does so from the start" if self._has_option else ""
-        return [f"Memory ran out, so that in the end {self._at_once} rows were computed at once{again}."]
+        repeats = self._has_option and "to" not in rows
+        return [f"{begin}{f'; -o rows_at_once={rows} does so from the start' if repeats else ''}."]
 
 
 def without_padding(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import get_max_memory
 from accelerate.utils.memory import clear_device_cache
+from torch import nn
 
+from probekit.description.control_groups import left_by_groups
 from probekit.models.mapping import is_mapped, mapped_files
 from probekit.subject import Subject
 
@@ -44,26 +47,35 @@ def kept_for_gradient(subject: Subject, site: str, input_ids: torch.Tensor) -> K
 
 
 def _saved(subject: Subject, site: str, input_ids: torch.Tensor) -> int:
+    layer_map = subject.layer_map(site, input_ids=input_ids if subject.reads_ids(site) else None)
+    embeddings = subject.embed(input_ids)
+    embeddings = (embeddings if embeddings.dtype == torch.float64 else embeddings.float()).requires_grad_()
+    return sum(storage.nbytes() for storage in saved_by(subject.model, lambda: layer_map(embeddings)))
+
+
+def saved_by(model: nn.Module, compute: Callable[[], object]) -> Iterable[torch.UntypedStorage]:
+    """What autograd saves while something is computed with gradients, each storage once, but for the model's own.
+
+    Hold them no longer than they are counted: they take the memory that they take. What is computed must not go back
+    through its graph.
+    """
     own = {
-        tensor.untyped_storage().data_ptr()
-        for tensor in (*subject.model.parameters(), *subject.model.buffers())
-        if not tensor.is_meta
+        tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta
     }
     # The storages themselves: while they are held, no other is where they are.
     found: dict[int, torch.UntypedStorage] = {}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> None:
+        """There is no backward pass, so nothing is kept of a tensor. One that were itself kept would hold the graph
+        that holds it, which no garbage collector sees.
+        """
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             found[storage.data_ptr()] = storage
-        return tensor
 
-    layer_map = subject.layer_map(site, input_ids=input_ids if subject.reads_ids(site) else None)
-    embeddings = subject.embed(input_ids)
-    embeddings = (embeddings if embeddings.dtype == torch.float64 else embeddings.float()).requires_grad_()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        layer_map(embeddings)
-    return sum(storage.nbytes() for storage in found.values())
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+        compute()
+    return found.values()
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,13 @@ def weights(subject: Subject) -> Held:
     return Held(**sizes)
 
 
+def weights_on(subject: Subject, device: torch.device) -> int:
+    """Bytes of the weights that are in the memory of one device."""
+    ranges = mapped_files()
+    there = {id(each): each for each in subject.model.parameters() if each.device == device}.values()
+    return sum(parameter.nbytes for parameter in there if not is_mapped(parameter, ranges))
+
+
 def give_back() -> None:
     """Give back what is no longer used but kept for later: garbage, the devices' caches and the heap's free parts."""
     clear_device_cache(garbage_collection=True)
@@ -96,11 +115,22 @@ def give_back() -> None:
 
 
 def free(device: torch.device) -> int:
-    """Bytes that can still be had on a device; on the CPU what is available, within the limits of this process."""
+    """Bytes that can still be had on a device; on the CPU what is available, within the limits of this process and of
+    the groups that it is in.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return min([int(get_max_memory()["cpu"]), *_left_by_limits()])
+    return min([_available(), *_left_by_limits(), *left_by_groups()])
+
+
+def _available() -> int:
+    """What the system could give without swapping. Read here: accelerate would start every CUDA device for it."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # another system
+        return int(get_max_memory()["cpu"])
 
 
 def _left_by_limits() -> list[int]:

@@ -13,6 +13,7 @@ from probekit.forward.head import head_width, reads_the_last_block, unembed
 from probekit.forward.layer_map import LayerMap
 from probekit.forward.layout import Layout, measure_axes, probe_ids, vocabulary_size
 from probekit.forward.padding import Padding, padded
+from probekit.forward.several_sites import LayerMaps
 from probekit.forward.sites import Site, expand_expression, expand_sites, find_site, site_names
 from probekit.forward.substitution import close, reads_ids
 from probekit.forward.trace import Trace
@@ -23,6 +24,7 @@ __all__ = [
     "Continuation",
     "Graphed",
     "LayerMap",
+    "LayerMaps",
     "Layout",
     "Padding",
     "Site",

@@ -20,8 +20,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from probekit.errors import UsageError, out_of_memory
 from probekit.forward.capture import capture
 from probekit.forward.edit import is_edited, unedited
+from probekit.forward.hooks import hooks_of
 from probekit.forward.layout import Layout, probe_ids
-from probekit.forward.replay import hooks_of
 from probekit.forward.rest import resting
 from probekit.forward.sites import Site
 from probekit.models.anatomy import Anatomy

@@ -14,10 +14,9 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from probekit.errors import out_of_memory
-from probekit.forward.replay import hooks_of
+from probekit.forward.hooks import HookWatch
 from probekit.models.offload import Offloaded
 
 Step = Callable[[], torch.Tensor]
@@ -106,17 +105,17 @@ class Graphed:
     """
 
     def __init__(self, model: nn.Module, step: Step, state: Callable[[], Iterable[torch.Tensor]]) -> None:
-        self._model, self._step, self._state = model, step, state
+        self._step, self._state = step, state
         self._calls = 0
         self._graph: Graph | None = None
         self._output = torch.empty(0)
         self._refused = False
-        self._handles = -1
+        self._hooks = HookWatch(model)
 
     def __call__(self) -> torch.Tensor:
         """Take the step, and return what it returns: a tensor of the caller's own."""
         self._calls += 1
-        if self._refused or self._calls <= EAGER_STEPS or self._has_hooks():
+        if self._refused or self._calls <= EAGER_STEPS or self._hooks.finds():
             return self._step()
         if self._graph is None:
             return self._captured()
@@ -127,17 +126,6 @@ class Graphed:
     def replays(self) -> bool:
         """Whether a graph takes the steps."""
         return self._graph is not None
-
-    def _has_hooks(self) -> bool:
-        """Whether there are hooks on the model. Asked again only if one has been registered since: on any module, by
-        anyone, torch gives each a number.
-        """
-        if self._handles == RemovableHandle.next_id:
-            return False
-        if any(any(hooks_of(module)) for module in self._model.modules()):
-            return True
-        self._handles = RemovableHandle.next_id
-        return False
 
     def _captured(self) -> torch.Tensor:
         """One step, twice if it can be captured; what is left is what the step as it is has made."""
@@ -169,8 +157,6 @@ class Graphed:
             self._refused = True
             return output
         self._graph, self._output = graph, captured
-        # Hooks that the step itself has put on and taken off while it was captured.
-        self._handles = RemovableHandle.next_id
         return output
 
 

@@ -19,8 +19,9 @@ from torch import nn
 
 from probekit.errors import ModelError, UsageError, out_of_memory
 from probekit.forward.gradients import GradientsOn, noting_off
+from probekit.forward.hooks import has_hooks
 from probekit.forward.layout import Layout
-from probekit.forward.replay import Route, hooks_of, traced
+from probekit.forward.replay import Route, traced
 from probekit.forward.rest import dropping_out, forward, resting, stand_in_ids
 from probekit.forward.sites import Site
 from probekit.models.anatomy import Anatomy
@@ -39,7 +40,8 @@ class LayerMap:
     flow to the embeddings and to nothing else; nothing past the site is computed; no hook outlives a call.
 
     With `dropout` a call computes as in training: it draws masks of its own from torch's default generator, and its
-    gradients go through those.
+    gradients go through those. With `compiled` the blocks of replayed calls are compiled by torch.compile: the same but
+    for rounding, and first derivatives only.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class LayerMap:
         settled: bool = False,
         dropout: bool = False,
         positions: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.site = site.name
         self._model = model
@@ -64,6 +67,7 @@ class LayerMap:
         self._settled = settled
         self._dropout = dropout
         self._positions = positions
+        self._compiles = compiled
         self._device = execution_device(anatomy.embedding)
         self._offloaded = Offloaded(model)
         # The blocks that a call may be replayed by; none where every call has to draw masks or ends inside a block.
@@ -103,6 +107,22 @@ class LayerMap:
             if len(self._called) < SHAPES:
                 self._called.add(kind)
             return self._differentiable(embeddings)
+
+    @property
+    def replays(self) -> bool:
+        """Whether calls may be replayed at all: at a block, without dropout, where weights stay in memory."""
+        return bool(self._blocks)
+
+    def route(self, embeddings: torch.Tensor) -> Route | None:
+        """How a call with gradients is replayed for embeddings of this shape; None where it is not."""
+        if not self._blocks or torch._C._functorch.is_functorch_wrapped_tensor(embeddings):
+            return None
+        kind = (embeddings.shape, embeddings.dtype, embeddings.device)
+        if kind not in self._routes:
+            with torch.enable_grad():
+                _, self._routes[kind] = self._recorded(embeddings.detach().requires_grad_())
+        route = self._routes[kind]
+        return route if route is not None and route.is_open() else None
 
     def _differentiable(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The hooked call, with gradients also through what the model computes without them."""
@@ -169,7 +189,7 @@ class LayerMap:
 
     def _recorded(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, Route | None]:
         """The hooked call, and its route if replaying that gives the same bits: two forward passes more."""
-        if any(any(hooks_of(module)) for module in self._model.modules()):
+        if has_hooks(self._model):
             return self._differentiable(
                 embeddings
             ), None  # the hooks of others should not see passes that nobody asked for
@@ -183,6 +203,8 @@ class LayerMap:
             given = [tensor for tensor in (self._input_ids, self._attention_mask) if tensor is not None]
             route = Route(self._model, trace, zeros.hidden[0], given)
             same = torch.equal(route(embeddings), activation) and route.is_open()
+        if same and self._compiles:
+            route.compile(embeddings)
         return activation, route if same else None
 
     def _ids(self, embeddings: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as all_modules
 
+from probekit.forward.compiled import Block, CompiledBlocks
+from probekit.forward.hooks import hooks_of
 from probekit.forward.sites import read
 
 
@@ -36,12 +37,43 @@ class Route:
         arguments = [tensor for call in trace.calls for tensor in call.tensors()]
         self._given = list({id(tensor): tensor for tensor in (*given, *arguments)}.values())
         self._recorded = self._state()
+        self._model = model
+        self._plain: list[nn.Module] = [call.block for call in trace.calls]
+        self._compiled: CompiledBlocks | None = None
 
     def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
+        # Without gradients, blocks would have to be compiled again, for a call or two.
+        descends = self._compiled is not None and embeddings.requires_grad and torch.is_grad_enabled()
+        return self._through(embeddings, self._compiled() if self._compiled and descends else self._plain)
+
+    def compile(self, embeddings: torch.Tensor) -> None:
+        """Compile the blocks. Raises ModelError if that does not work."""
+        compiled = CompiledBlocks(self._model, self._plain)
+        compiled.check(self._through, embeddings, type(self._model).__name__)
+        self._compiled = compiled
+
+    def entered(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """`h_0`."""
         hidden = embeddings.to(self._shift.device, self._shift.dtype)
-        hidden = hidden + self._shift if self._shifts else hidden.clone()
-        for call in self._calls:
+        return hidden + self._shift if self._shifts else hidden.clone()
+
+    def onwards(self, hidden: torch.Tensor, passed: Route | None = None) -> torch.Tensor:
+        """From where another route ends, which this one goes on from, to the site; from `h_0` without another."""
+        for call in self._calls[len(passed._calls) if passed else 0 :]:
             hidden = read(call.block(hidden, *call.arguments, **call.keywords), "")
+        return hidden
+
+    def goes_on_from(self, other: Route) -> bool:
+        """Whether this route calls the other's blocks first, and then at least one more."""
+        blocks = [call.block for call in other._calls]
+        return len(self._calls) > len(blocks) and all(
+            call.block is block for call, block in zip(self._calls, blocks, strict=False)
+        )
+
+    def _through(self, embeddings: torch.Tensor, blocks: Sequence[Block]) -> torch.Tensor:
+        hidden = self.entered(embeddings)
+        for block, call in zip(blocks, self._calls, strict=True):
+            hidden = read(block(hidden, *call.arguments, **call.keywords), "")
         return hidden
 
     def is_open(self) -> bool:
@@ -142,20 +174,6 @@ def traced(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[Trace]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def hooks_of(module: nn.Module) -> list[Any]:
-    """Where a module keeps its hooks, and torch the hooks of all modules."""
-    return [
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-        all_modules._global_forward_hooks,
-        all_modules._global_forward_pre_hooks,
-        all_modules._global_backward_hooks,
-        all_modules._global_backward_pre_hooks,
-    ]
 
 
 def _same(one: Any, other: Any) -> bool:

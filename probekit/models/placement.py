@@ -30,8 +30,6 @@ def check_devices(spec: ModelSpec) -> None:
     """Raise UsageError where the spec names devices that are not there, or that contradict each other."""
     if spec.device is not None and spec.device_map is not None:
         raise UsageError("Both a device and a device map are given; give one of them.")
-    if spec.max_memory is not None and not isinstance(spec.device_map, str):
-        raise UsageError("The memory of each device is given, but no device map that shards; add --device-map auto.")
     if spec.device is not None:
         _check_device(spec.device)
     if isinstance(spec.device_map, str) and spec.device_map not in WORDS:
@@ -51,12 +49,7 @@ def check_devices(spec: ModelSpec) -> None:
     for device, size in (spec.max_memory or {}).items():
         if device not in HOME:
             _check_device(device, " (in --max-memory)")
-        try:
-            convert_file_size_to_int(size)
-        except (ValueError, OverflowError):
-            raise UsageError(
-                f"'{size}' is no size of memory; expected bytes, or '10GiB', '500MB' or the like."
-            ) from None
+        _bytes(size)
 
 
 def _check_device(name: str | int, where: str = "") -> None:
@@ -129,6 +122,18 @@ def placement(model: nn.Module, spec: ModelSpec) -> Placement:
 def limits(spec: ModelSpec) -> Any:
     """The memory of every device, where that of some is given: of the others what they have."""
     return None if spec.max_memory is None else {**get_max_memory(), **spec.max_memory}
+
+
+def limits_in_bytes(spec: ModelSpec) -> dict[int | str, int]:
+    """How much of each device that is named weights and batches may take together."""
+    return {device: _bytes(size) for device, size in (spec.max_memory or {}).items()}
+
+
+def _bytes(size: int | str) -> int:
+    try:
+        return int(convert_file_size_to_int(size))
+    except (ValueError, OverflowError):
+        raise UsageError(f"'{size}' is no size of memory; expected bytes, or '10GiB', '500MB' or the like.") from None
 
 
 def by_bitsandbytes(config: Any, spec: ModelSpec) -> str | None:

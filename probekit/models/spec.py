@@ -34,7 +34,7 @@ class ModelSpec(BaseModel):
         None, description="Shard over devices with accelerate: 'auto', 'balanced', 'sequential', or a map."
     )
     max_memory: Annotated[dict[int | str, int | str] | None, BeforeValidator(_numbered)] = Field(
-        None, description="Memory to use of each device that the device map shards over."
+        None, description="Memory of each device that weights and batches may take together."
     )
     weights: Literal["pretrained", "random"] = Field("pretrained", description="Trained weights, or untrained ones.")
     weights_seed: int = Field(0, ge=0, lt=2**63, description="Seed of random weights.")
@@ -45,6 +45,9 @@ class ModelSpec(BaseModel):
         "of that depth, which in GPT-2 makes them larger than the first blocks of the whole.",
     )
     blocks: str | None = Field(None, description="Module path of the decoder blocks, where structure is ambiguous.")
+    compile: bool = Field(
+        False, description="Compile the blocks with torch.compile for steps that are repeated: equal but for rounding."
+    )
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
 
 

@@ -152,3 +152,51 @@ def test_a_resumed_run_goes_on_in_the_batches_that_it_had_before() -> None:
         notes.append(batches.notes())
     assert tried == [4, 8, 4, 2, 2, 2, 2, 4, 2, 2, 2, 2]
     assert notes[0] == notes[1] != []
+
+
+class Kept:
+    """A store that remembers."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, State] = {}
+
+    def read(self, kind: str, label: str) -> State | None:
+        return self.states.get(f"{kind}/{label}")
+
+    def write(self, kind: str, label: str, state: State) -> None:
+        self.states[f"{kind}/{label}"] = state
+
+    def due(self) -> bool:
+        return False
+
+    def stop_asked(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("first", "then"), [(4, 16), (16, 1)])
+def test_what_an_estimate_chose_is_chosen_again_in_a_resumed_run_whatever_is_free(first: int, then: int) -> None:
+    store, notes = Kept(), []
+    for fits in (first, then):
+        batches = Batches(probekit.Context(store=store), Limited())
+        assert batches.estimated(16, lambda count: fits, "here") == first  # noqa: B023
+        notes.append(batches.notes())
+    assert notes[0] == notes[1]
+
+
+def test_an_estimate_is_not_asked_for_one_row_nor_where_the_options_say_how_many_and_a_note_says_what_it_chose() -> (
+    None
+):
+    def never(count: int) -> int:
+        raise AssertionError
+
+    batches = Batches(probekit.Context(), Limited(rows_at_once=5))
+    assert batches.estimated(16, never, "here") == 16
+    batches = Batches(probekit.Context(), Limited())
+    assert batches.estimated(1, never, "here") == 1
+    assert batches.estimated(16, lambda count: count, "here") == 16
+    assert batches.notes() == []
+    assert batches.estimated(16, lambda count: 4, "here") == 4
+    text = "4 rows were computed at once where memory might not have held all of them"
+    assert batches.notes() == [f"{text}; -o rows_at_once=4 does so from the start."]
+    batches.estimated(16, lambda count: 8, "there")
+    assert batches.notes() == [text.replace("4", "4 to 8", 1) + "."]

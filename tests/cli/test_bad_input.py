@@ -228,7 +228,7 @@ def test_a_device_that_is_not_there(refused: Any, model: Path, extra: list[str])
     "options",
     [
         ["--device", "cpu", "--device-map", "auto"],
-        ["--max-memory", "cpu=1GiB"],
+        ["--max-memory", "cpu=plenty"],
         ["--device", "toaster"],
         ["--depth", "99"],
     ],

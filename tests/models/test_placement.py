@@ -165,7 +165,7 @@ def test_temporary_files_go_with_the_model(save: Callable[..., str], tmp_path: P
         ({"device_map": {"model": "disk"}}, r"leaves 1 weights of the model out \(first: lm_head.weight\)"),
         ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "'much' is no size of memory; expected bytes, or"),
         ({"device_map": "auto", "max_memory": {"gpu": "1GiB"}}, r"'gpu' is not a device \(in --max-memory\)"),
-        ({"device_map": {"": "cpu"}, "max_memory": {"cpu": "1GiB"}}, "no device map that shards"),
+        ({"max_memory": {"cpu": "much"}}, "'much' is no size of memory; expected bytes, or"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:20],
 )
@@ -343,3 +343,9 @@ def test_a_full_disk_is_called_that(save: Callable[..., str], monkeypatch: pytes
 def test_more_maps_that_cannot_hold(save: Callable[..., str], options: Any, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         probekit.load(save(), **options)
+
+
+def test_a_limit_needs_no_device_map_and_is_known_in_bytes(save: Callable[..., str]) -> None:
+    assert probekit.load(save(), max_memory={"cpu": "2KiB"}).max_memory == {"cpu": 2048}
+    assert probekit.load(save(), device="cpu", max_memory={"cpu": 7}).max_memory == {"cpu": 7}
+    assert probekit.load(save()).max_memory == {}

@@ -64,7 +64,8 @@ def test_a_batch_that_does_not_fit_is_split_and_finds_what_such_batches_find(
     limited: Callable[..., Any], tiny_gpt2: Callable[..., Path], tmp_path: Path
 ) -> None:
     model, folder = tiny_gpt2(**LONG), tmp_path / "limited"
-    ended = limited(110 * MEBIBYTE, *inverted(model, folder, "restarts=4"))
+    # Told how many rows to begin with, it makes no estimate of its own.
+    ended = limited(110 * MEBIBYTE, *inverted(model, folder, "restarts=4", "rows_at_once=4"))
     assert ended.code == 0, ended.err
     found = read(folder / "analyses/gradient-inverter/result.json")
     (note,) = (note for note in found["notes"] if note.startswith("Memory ran out"))

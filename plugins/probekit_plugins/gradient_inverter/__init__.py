@@ -121,6 +121,11 @@ class GradientInverterOptions(probekit.Options):
     frequencies: str | None = Field(
         None, min_length=1, description="A UTF-8 file of text in which the found tokens' frequencies are counted."
     )
+    share_pass: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="Take the rows of all sites through the blocks in one pass a step, each as far as its site: where "
+        "that is faster (several blocks, at most 64 tokens at each, on a CPU), always, or one site after another.",
+    )
     rows_at_once: int | None = Field(
         None, ge=1, description="Restarts × prompts in one batch; unset: all, halved while memory runs out."
     )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from probekit import AnalysisError, UsageError
+from probekit import AnalysisError, UsageError, rows_that_fit
 from probekit_plugins.batches import Batches
+from probekit_plugins.gradient_inverter.fitting import of_the_head, rows_of_a_descent
 from probekit_plugins.gradient_inverter.masks import Masks
 from probekit_plugins.gradient_inverter.objective import Map, Objective, matched_positions, site_map
 from probekit_plugins.gradient_inverter.optimizers import make, rate_at
@@ -21,8 +22,9 @@ from probekit_plugins.gradient_inverter.spaces import Space, decode
 from probekit_plugins.precision import at_least_single
 
 if TYPE_CHECKING:
-    from probekit import Context, Prompt, Subject
+    from probekit import Context, LayerMaps, Prompt, Subject
     from probekit_plugins.gradient_inverter import GradientInverterOptions
+    from probekit_plugins.gradient_inverter.together import Together
 
 # How often the loss of the prompt's own embeddings is drawn with dropout on, for each restart.
 DRAWS = 4
@@ -35,6 +37,10 @@ class Descent:
     losses: torch.Tensor  # [N + 1, B], before each step and after the last
     recorded_steps: torch.Tensor  # [S]
     recorded: torch.Tensor  # [S, B, T, d], the embeddings at those steps, the last at the end; on the CPU
+
+    def on(self, device: torch.device) -> Descent:
+        """The same with its losses on a device."""
+        return Descent(self.losses.to(device), self.recorded_steps.to(device), self.recorded)
 
     @classmethod
     def joined(cls, parts: Sequence[Descent]) -> Descent:
@@ -79,6 +85,13 @@ class Inversion:
         self._map = site_map(subject, site, options, None) if shared else None
         self._embeddings = at_least_single(subject.embed(self._ids))
         self._masks = Masks(context, site, options.dropout)
+        tokens, head = self._ids.shape[1], of_the_head(subject, self._ids.shape[1], options)
+        # Without gradients; also where rows descend together with another site's.
+        self._at_once = self._batches.estimated(
+            len(self._rows),
+            lambda count: rows_that_fit(subject, site, tokens, count, beside=head),
+            self._kept(f"{site}/forward"),
+        )
         target = self._activations("target", through)
         self.drops = options.dropout and not torch.equal(self._activations("target again"), target)
         subject.check_finite(target, f"The activation at {site}")
@@ -108,7 +121,7 @@ class Inversion:
             with torch.no_grad(), self._masks(_of_part(masks, chosen)):
                 return self._map_of(prompts, through)(self._embeddings[chosen])
 
-        return self._batches.joined(len(self._prompts), of, self._kept(f"{self._site}/{masks}"))
+        return self._batches.joined(len(self._prompts), of, self._kept(f"{self._site}/{masks}"), self._at_once)
 
     def objective(self, chosen: slice = slice(None)) -> Objective:
         """The objective of some rows of the batch, or of all."""
@@ -161,11 +174,14 @@ class Inversion:
         matched = self._mask.to(drawn.device)[self._rows[chosen].to(drawn.device)][..., None] > 0
         return torch.where(matched, expected + sigma * drawn, self.space.spread * drawn)
 
-    def descend_rows(self, chosen: slice, key: str) -> Descent:
-        """`x_{n+1} = x_n − η_n ∇ loss(e(x_n))` for some rows at once; its state is saved, and taken up again."""
+    def descend_rows(self, chosen: slice, key: str, together: Together | None = None) -> Descent:
+        """`x_{n+1} = x_n − η_n ∇ loss(e(x_n))` for some rows at once, or for those of several sites; its state is
+        saved, and taken up again.
+        """
         options, space = self._options, self.space
-        objective = self.objective(chosen)
-        x = self.starts(chosen)
+        objective = together.objective(chosen) if together else self.objective(chosen)
+        x = together.starts(chosen) if together else self.starts(chosen)
+        where = together.name if together else self._site
         prior = space.prior if space.has_prior else None
         losses: list[torch.Tensor] = []
         recorded: list[torch.Tensor] = []
@@ -182,7 +198,7 @@ class Inversion:
             embeddings = space.embeddings(x).detach().clone()
             if not bool(torch.isfinite(embeddings).all()):
                 raise AnalysisError(
-                    f"The descent at {self._site} left the finite numbers by step {step}; lower the learning rate "
+                    f"The descent at {where} left the finite numbers by step {step}; lower the learning rate "
                     f"(-o learning_rate={space.rate / 10:.2g})."
                 )
             recorded.append(embeddings)
@@ -191,7 +207,7 @@ class Inversion:
             kept = {"x": x, "losses": torch.stack(losses), "recorded": torch.stack(recorded)}
             return {**kept, **optimizer.state()}
 
-        with self._context.loop(self._kept(self._site), options.steps, self._kept(key)) as loop:
+        with self._context.loop(self._kept(where), options.steps, self._kept(key)) as loop:
             if loop.start:
                 with torch.no_grad():
                     x.copy_(loop.state["x"])
@@ -212,13 +228,40 @@ class Inversion:
 
     def descend(self) -> Descent:
         """All rows, in as few batches as memory allows; each finished batch is kept for a run that is resumed."""
-        return Descent.joined(self._batches.parts(len(self._rows), self._descend_once, self._kept(self._site)))
+        where, count = self._kept(self._site), len(self._rows)
+        most = self._batches.estimated(count, self._rows_that_fit, where)
+        return Descent.joined(self._batches.parts(count, self._descend_once, where, most))
+
+    def _rows_that_fit(self, count: int) -> int:
+        tokens = self._ids.shape[1]
+        return rows_of_a_descent(self._subject, self._site, tokens, count, self._options, self.space, self.one_row)
+
+    def one_row(self) -> torch.Tensor:
+        """The loss of the first row with its graph, for what that takes of memory."""
+        with self._masks("one row, for its memory"):
+            x = self.starts(slice(0, 1)).requires_grad_()
+            return self.objective(slice(0, 1))(self.space.embeddings(x))
+
+    def maps_with(self, sites: Sequence[str], chosen: slice) -> LayerMaps:
+        """The maps of several sites for the same rows of each."""
+        prompts = self._rows[chosen]
+        ids = self._ids[prompts] if any(self._subject.reads_ids(site) for site in sites) else None
+        padding = None if self._padding is None else self._padding[prompts]
+        return self._subject.layer_maps(sites, ids, padding)
+
+    @property
+    def site(self) -> str:
+        return self._site
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many rows there are, and how many positions each has."""
+        return len(self._rows), self._ids.shape[1]
 
     def _descend_once(self, chosen: slice) -> Descent:
         key = f"{self._site}/rows {chosen.start} to {chosen.stop}"
         kept = self._context.stage(self._kept(key), lambda: vars(self.descend_rows(chosen, key)))
-        device = self._embeddings.device
-        return Descent(kept["losses"].to(device), kept["recorded_steps"].to(device), kept["recorded"])
+        return Descent(**kept).on(self._embeddings.device)
 
     def shifted_losses(self, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings `e′ = e* + N(0, σ)` for every row, and their losses: m."""
@@ -246,13 +289,14 @@ class Inversion:
 
         found = []
         for first in range(0, len(self._rows), restarts):
-            found.append(self._batches.joined(restarts, of, self._kept(f"{self._site}/{masks}/{first}")))
+            where = self._kept(f"{self._site}/{masks}/{first}")
+            found.append(self._batches.joined(restarts, of, where, self._at_once))
         return torch.cat(found)
 
-    def figures(self) -> list[Figures]:
-        """Everything that is known of each prompt after the descent."""
+    def figures(self, descent: Descent | None = None) -> list[Figures]:
+        """Everything that is known of each prompt after the descent, which may have been made with other sites'."""
         options, restarts = self._options, self._options.restarts
-        descent = self.descend()
+        descent = descent or self.descend()
         last = descent.recorded[-1].to(self._embeddings.device)
         recorded = (embeddings.to(last) for embeddings in descent.recorded)
         recorded_ids = torch.stack(

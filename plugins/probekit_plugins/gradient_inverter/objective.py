@@ -29,7 +29,9 @@ def site_map(
     through before the head is an autoencoder.
     """
     ids = input_ids if subject.reads_ids(site) else None
-    layer_map: Map = subject.layer_map(site, input_ids=ids, attention_mask=padding, dropout=options.dropout)
+    layer_map: Map = subject.layer_map(
+        site, input_ids=ids, attention_mask=padding, dropout=options.dropout, repeated=True
+    )
     activation = layer_map if through is None else lambda embeddings: through(layer_map(embeddings))
     if options.head == "none":
         return activation
@@ -76,10 +78,11 @@ class Objective:
         self._options = options
 
     def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return self._distances(embeddings).to(embeddings.device)
+        return self.distances(self._map(embeddings)).to(embeddings.device)
 
-    def _distances(self, embeddings: torch.Tensor) -> torch.Tensor:
-        activation, target = self._map(embeddings), self._target
+    def distances(self, activation: torch.Tensor) -> torch.Tensor:
+        """`‖o − t‖` for each row of activations `o`, `[B, T, width]` → `[B]`."""
+        target = self._target
         if self._mask is not None:
             activation, target = activation * self._mask, target * self._mask
         kind = self._options.loss

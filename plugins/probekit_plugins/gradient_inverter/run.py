@@ -9,13 +9,14 @@ from probekit import Result, UsageError
 from probekit_plugins.autoencoder.through import Through
 from probekit_plugins.batches import Batches, notes_on_rows
 from probekit_plugins.gradient_inverter.comparison import Comparison
-from probekit_plugins.gradient_inverter.inversion import Inversion
+from probekit_plugins.gradient_inverter.inversion import Descent, Inversion
 from probekit_plugins.gradient_inverter.masks import notes_on_dropout
 from probekit_plugins.gradient_inverter.next_tokens import asked, notes_on_asked
 from probekit_plugins.gradient_inverter.ranks import Frequencies, Ranks
 from probekit_plugins.gradient_inverter.scoring import store
 from probekit_plugins.gradient_inverter.spaces import allowed_tokens
 from probekit_plugins.gradient_inverter.summary import summarise
+from probekit_plugins.gradient_inverter.together import Together, may_share
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
@@ -37,15 +38,26 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
     through = None if options.through is None else Through(subject, options.through)
     if through:
         through.check_sites(sites)
-    page = Comparison(subject, prompts, allowed, options, context, batches, through) if options.compare_page else None
+    compared = (subject, prompts, sites, allowed, options, context, batches, through)
+    page = Comparison(*compared) if options.compare_page else None
     result = Result()
     noise: dict[str, float | None] = {}
     without_dropout: list[str] = []
+
+    def inverted(site: str) -> Inversion:
+        return Inversion(subject, prompts, site, allowed, options, context, batches, through=through)
+
+    made: dict[str, Inversion] = {}
+    descents: dict[str, Descent] = {}
+    if may_share(subject, sites, prompts, options):
+        made = {site: inverted(site) for site in sites}
+        descents = Together(list(made.values())).descend(subject, options, context, batches)
+    shared = list(descents)
     for site in sites:
-        inversion = Inversion(subject, prompts, site, allowed, options, context, batches, through=through)
+        inversion = made.pop(site, None) or inverted(site)
         if through:
             result.notes.append(_note(subject, prompts, site, through))
-        found = inversion.figures()
+        found = inversion.figures(descents.pop(site, None))
         for number, figures in enumerate(found):
             store(result, figures, subject, prompts[number], number, site, options, whole, ranks, batches)
         if frequencies:
@@ -65,6 +77,11 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
         result.notes.append(
             "Conditioned on ids: blocks of this model read the token ids again, so they were given the prompt's own, "
             "and what was recovered is not known from the activation alone."
+        )
+    if shared:
+        result.notes.append(
+            f"The rows of {len(shared)} sites went through the blocks in one pass a step; a site alone differs from "
+            "that by rounding (-o share_pass=no)."
         )
     result.notes += notes_on_asked(whole, options)
     result.notes += notes_on_dropout(noise, without_dropout) + notes_on_rows(subject) + batches.notes()

@@ -57,6 +57,11 @@ class Space:
         """Entries of `x` for each position."""
         return self._matrix.shape[1] if self._kind == "embedding" else self._matrix.shape[0]
 
+    @property
+    def candidates(self) -> int:
+        """How many tokens may be found."""
+        return len(self._matrix)
+
     def embeddings(self, x: torch.Tensor) -> torch.Tensor:
         """`e(x)`, differentiable."""
         if self._kind == "embedding":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probekit import Result
 from probekit_plugins.jacobian import Bidiagonal, Jacobian, Restricted, bidiagonalise
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
 def run(subject: Subject, prompts: Sequence[Prompt], options: NullSpaceWalkOptions, context: Context) -> Result:
     """The walk, and its control in random directions."""
 
-    def tracks(_: Walkers) -> list[Track]:
-        found = [Track("null space", lambda walkers: NullSpace(walkers, options))]
+    def graph(walkers: Walkers) -> list[torch.Tensor]:
+        """As much as the Jacobian keeps: a forward pass, and a backward pass with a graph of about twice its size."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return [walkers.loss(walkers.embeddings.clone().requires_grad_()) for _ in range(3)]
+
+    def tracks(walkers: Walkers) -> list[Track]:
+        iterations = min(max(options.iterations, options.correction_iterations), walkers.embeddings[0].numel())
+        # Two bases in double precision, once as they grow and once as they are joined, and the span.
+        vectors = 8 * iterations + 2 * options.directions
+        found = [Track("null space", lambda walkers: NullSpace(walkers, options), graph=graph, vectors=vectors)]
         if options.control:
             found.append(Track("random", lambda walkers: RandomDirection(walkers, options), control=True))
         return found

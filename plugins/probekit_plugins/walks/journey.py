@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from probekit import AnalysisError
+from probekit import AnalysisError, rows_that_fit
 from probekit_plugins.walks.walkers import Walkers, norms
 
 if TYPE_CHECKING:
@@ -45,11 +45,17 @@ class Memoryless:
 
 @dataclass(frozen=True)
 class Track:
-    """One way to walk: its name, how a stride is made for some walkers, and whether it is a control."""
+    """One way to walk: its name, how a stride is made for some walkers, and whether it is a control.
+
+    For the estimate of its memory: `graph` computes, for some walkers, what a step keeps for its gradients, and
+    `vectors` is how many tensors of the embeddings' size it holds beside that, in single precision.
+    """
 
     name: str
     stride: Callable[[Walkers], Stride]
     control: bool = False
+    graph: Callable[[Walkers], object] = lambda walkers: walkers.loss(walkers.embeddings.clone().requires_grad_())
+    vectors: int = 8
 
 
 @dataclass
@@ -87,7 +93,20 @@ def journey(walkers: Walkers, track: Track, options: WalkOptions, context: Conte
         key = f"{walkers.site}/{track.name}/rows {chosen.start} to {chosen.stop}"
         return context.stage(key, lambda: vars(_walk(walkers.part(chosen), track, options, context, key)))
 
-    return Journey.joined(batches.parts(len(walkers), part, f"{walkers.site}/{track.name}"))
+    def fitting(count: int) -> int:
+        one = walkers.part(slice(0, 1))
+        size = one.embeddings.nbytes
+        # Embeddings and strides of the recorded steps, which are there three times while a state is saved.
+        recorded = 2 * 3 * len(options.recorded_steps)
+        beside = size * (track.vectors + recorded + 2 * options.noise_draws)
+        tokens = walkers.embeddings.shape[1]
+        return rows_that_fit(
+            walkers.subject, walkers.site, tokens, count, lambda: track.graph(one), beside, after=2 * size
+        )
+
+    where = f"{walkers.site}/{track.name}"
+    most = batches.estimated(len(walkers), fitting, where)
+    return Journey.joined(batches.parts(len(walkers), part, where, most))
 
 
 def _walk(walkers: Walkers, track: Track, options: WalkOptions, context: Context, key: str) -> Journey:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from probekit import rows_that_fit
 from probekit_plugins.batches import Batches, without_padding
 from probekit_plugins.precision import at_least_single
 
@@ -48,7 +49,13 @@ class Walkers:
             with torch.no_grad():
                 return self._map_of(ids[chosen], None if self._padding is None else padding[chosen])(embeddings[chosen])
 
-        target = (batches or Batches(context)).joined(len(prompts), target_of, f"{site}/target")
+        batches = batches or Batches(context)
+
+        def fitting(count: int) -> int:
+            return rows_that_fit(subject, site, ids.shape[1], count)
+
+        most = batches.estimated(len(prompts), fitting, f"{site}/target")
+        target = batches.joined(len(prompts), target_of, f"{site}/target", most)
         subject.check_finite(target, f"The activation at {site}")
         self.target = target.repeat_interleave(count, 0)
         self.layer_map = self._map_of(self._ids, self._padding)
