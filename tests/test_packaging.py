@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+import runpy
 import subprocess
 import tomllib
 from pathlib import Path, PurePosixPath
@@ -87,13 +88,32 @@ def test_uploaded_artifact_is_what_the_reports_environment_writes(
     assert upload["with"]["if-no-files-found"] == "error"
     uploaded = PurePosixPath(upload["with"]["path"])
 
-    commands = tox_ini["testenv:reports"]["commands"]
-    written = [PurePosixPath(path) for path in re.findall(r"^\s*probekit run .*--output (\S+)", commands, re.MULTILINE)]
-    assert written, "the reports environment runs no probekit command with --output"
-    assert all(uploaded in path.parents for path in written)
-    # Repeatable: whatever an earlier build left is removed, whole, before anything is written.
-    assert f"rmtree('{uploaded}'" in commands.split("probekit run")[0]
+    assert tox_ini["testenv:reports"]["commands"].strip() == "python reports/build.py"
+    assert PurePosixPath(runpy.run_path(str(ROOT / "reports" / "build.py"))["OUTPUT"]) == uploaded
     assert "reports" in environments(tox_ini)
+
+
+def test_building_the_reports_removes_what_an_earlier_build_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = runpy.run_path(str(ROOT / "reports" / "build.py"))
+    old = tmp_path / build["OUTPUT"] / "old" / "report.html"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    ran: list[list[str]] = []
+
+    def carry_out(arguments: list[str], **_settings: Any) -> subprocess.CompletedProcess[str]:
+        assert not old.exists()
+        ran.append(arguments)
+        return subprocess.CompletedProcess(arguments, 3 if "leakage-audit" in arguments else 0, "what it printed\n")
+
+    monkeypatch.setitem(build["main"].__globals__, "ROOT", tmp_path)
+    monkeypatch.setattr(subprocess, "run", carry_out)
+    assert build["main"]() == 3
+    assert "The report 'audit' failed with status 3." in capsys.readouterr().err
+    written = [arguments[arguments.index("--output") + 1] for arguments in ran]
+    assert len(set(written)) == len(written) == len(build["REPORTS"]) + len(build["AFTER"]) + 1
+    assert written[-1] == str(build["OUTPUT"] / "index.html")
 
 
 def test_the_artifact_path_is_not_kept_in_git() -> None:
