@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME …] [--quick] [--threads N]`: measure, print the tables, and write them down."""
+"""`python -m benchmarks [NAME …] [--quick] [--threads N]`: measure, print the tables, write them down and draw them.
+
+A benchmark that raises does not end the others: it says so in its place, and the exit status is 1.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,35 +17,49 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    capture,
     exact_recovery,
     layer_map_step,
+    loading,
     memory,
     placement,
+    precisions,
     pseudo_inverse,
     recording,
     report_page,
     restarts,
+    run_command,
     sparse_autoencoders,
+    studies,
+    sweeps,
     text_autoencoder_step,
     walks,
 )
 from benchmarks.machine import conditions
 from benchmarks.outcome import Outcome, Settings
+from benchmarks.page import NAME, OUTPUT, html
+from benchmarks.peers.known import said
+from probekit.files import written_whole
 
 BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "layer-map-step": layer_map_step.run,
+    "capture": capture.run,
+    "precisions": precisions.run,
     "restarts": restarts.run,
+    "sweeps": sweeps.run,
     "pseudo-inverse": pseudo_inverse.run,
     "walks": walks.run,
     "memory": memory.run,
+    "loading": loading.run,
     "placement": placement.run,
     "exact-recovery": exact_recovery.run,
     "recording": recording.run,
     "report": report_page.run,
+    "run-command": run_command.run,
+    "studies": studies.run,
     "sparse-autoencoders": sparse_autoencoders.run,
     "text-autoencoder-step": text_autoencoder_step.run,
 }
-OUTPUT = Path("reports/output/bench/latest.json")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,16 +77,33 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     measured_with = conditions()
     print(", ".join(f"{what} {value}" for what, value in measured_with.items()), end="\n\n")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, Outcome] = {}
     for name in options.names or BENCHMARKS:
         start = time.perf_counter()
-        outcomes[name] = BENCHMARKS[name](Settings(quick=options.quick))
+        outcomes[name] = contained(name, Settings(quick=options.quick))
         print(outcomes[name].markdown(), flush=True)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    found = {name: asdict(outcome) for name, outcome in outcomes.items()}
-    document = {"conditions": measured_with, "quick": options.quick, "benchmarks": found}
-    options.output.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        found = {name: asdict(outcome) for name, outcome in outcomes.items()}
+        document = {"conditions": measured_with, "quick": options.quick, "benchmarks": found}
+        # After each, so that a run that is ended has what it found.
+        with written_whole(options.output) as place:
+            place.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    page = options.output.with_name(NAME)
+    with written_whole(page) as place:
+        place.write_text(html(document), encoding="utf-8")
+    print(page)
+    if any(outcome.failures for outcome in outcomes.values()):
+        sys.exit(1)
+
+
+def contained(name: str, settings: Settings) -> Outcome:
+    """What a benchmark found, or how it failed."""
+    try:
+        return BENCHMARKS[name](settings)
+    except (Exception, SystemExit) as error:  # whatever it is, the others go on
+        traceback.print_exc()
+        return Outcome(name, failures=[f"{name} raised {said(error)}"])
 
 
 if __name__ == "__main__":

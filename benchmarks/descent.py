@@ -27,3 +27,13 @@ class Descent:
         loss = (self._layer_map(self.embeddings) - self._target).abs().sum()
         (self.embeddings.grad,) = torch.autograd.grad(loss, self.embeddings)
         self._optimizer.step()
+
+
+def several(step: Callable[[], None], steps: int) -> Callable[[], None]:
+    """The step, so many times in a row, as in a descent: the weights are then where its own last step left them."""
+
+    def taken() -> None:
+        for _ in range(steps):
+            step()
+
+    return taken

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 PACKAGES = ("probekit", "torch", "transformers", "accelerate", "numpy")
+PEERS = ("nnsight", "transformer-lens", "pyvene", "sae-lens")
 
 
 def conditions() -> dict[str, str | int | float]:
@@ -22,10 +23,19 @@ def conditions() -> dict[str, str | int | float]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
+        **{package: installed(package) for package in PEERS},
     }
     if hasattr(os, "getloadavg"):
         facts["load before"] = round(os.getloadavg()[0], 2)
     return facts
+
+
+def installed(package: str) -> str:
+    """The version of a peer, or that it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def processor() -> str:

@@ -75,7 +75,7 @@ def test_the_quick_run_does_all_of_it_and_can_be_drawn(tmp_path: Path) -> None:
     document = {"conditions": {"threads": 1}, "benchmarks": {"exact-recovery": asdict(outcome)}}
     figures.write_text(json.dumps(document), encoding="utf-8")
     page.main([str(figures)])
-    drawn_page = (tmp_path / "latest.html").read_text(encoding="utf-8")
+    drawn_page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "candidates a token, by length" in drawn_page
     assert SIPIT in drawn_page
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -74,12 +75,42 @@ def test_figures_are_written_down_with_the_conditions(
     assert document["conditions"]["threads"] == 1
     assert {"date", "processor", "cores", "torch", "transformers", "probekit"} <= document["conditions"].keys()
     printed = capsys.readouterr().out
-    assert printed.endswith(outcome().markdown() + "\n")
+    page = tmp_path / "new" / "index.html"
+    assert printed.endswith(f"{outcome().markdown()}\n{page}\n")
     assert "threads 1, " in printed
+    assert "other / one" in page.read_text(encoding="utf-8")
+
+
+def test_one_that_raises_does_not_end_the_others_and_the_status_is_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(settings: Settings) -> Outcome:
+        raise ValueError("no such thing")
+
+    def leave(settings: Settings) -> Outcome:
+        sys.exit("It needs a browser.")
+
+    monkeypatch.setattr(program, "BENCHMARKS", {"one": fail, "two": leave, "three": lambda settings: outcome()})
+    threads = torch.get_num_threads()
+    output = tmp_path / "latest.json"
+    try:
+        with pytest.raises(SystemExit) as ended:
+            program.main(["--quick", "--output", str(output)])
+    finally:
+        torch.set_num_threads(threads)
+    assert ended.value.code == 1
+    found = json.loads(output.read_text(encoding="utf-8"))["benchmarks"]
+    assert found["one"]["failures"] == ["one raised ValueError: no such thing"]
+    assert found["two"]["failures"] == ["two raised SystemExit: It needs a browser."]
+    assert found["three"] == asdict(outcome())
+    printed = capsys.readouterr()
+    assert "**Failed**: one raised ValueError: no such thing" in printed.out
+    assert "Traceback" in printed.err
+    assert "no such thing" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 def test_an_unknown_benchmark_is_named_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         program.main(["layer-map"])
     assert ended.value.code == 2
-    assert "there is no benchmark 'layer-map'; there are: layer-map-step, restarts, " in capsys.readouterr().err
+    assert "there is no benchmark 'layer-map'; there are: layer-map-step, capture, " in capsys.readouterr().err
