@@ -18,7 +18,10 @@ import torch
 
 from benchmarks import (
     capture,
+    compiled,
     exact_recovery,
+    graphs,
+    inverter_step,
     layer_map_step,
     loading,
     memory,
@@ -46,6 +49,9 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "capture": capture.run,
     "precisions": precisions.run,
     "restarts": restarts.run,
+    "inverter-step": inverter_step.run,
+    "compiled": compiled.run,
+    "graphs": graphs.run,
     "sweeps": sweeps.run,
     "pseudo-inverse": pseudo_inverse.run,
     "walks": walks.run,
