@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -81,6 +82,16 @@ class Batches:
             self._chosen[where] = rows
             self._context.log(f"{count} rows may not fit into memory at {where}; computing {rows} at once.")
         return rows
+
+    def attempt(self) -> Batches:
+        """The same, for work that may come to nothing: what it finds out about memory counts once it is adopted."""
+        other = copy.copy(self)
+        other._chosen = dict(self._chosen)
+        return other
+
+    def adopt(self, other: Batches) -> None:
+        """Take over what an attempt has found out."""
+        self._at_once, self._halved, self._chosen = other._at_once, other._halved, other._chosen
 
     def _forget_pending(self) -> None:
         """Have autograd forget what a backward pass that failed had still to do: on the CPU its queue keeps that, and

@@ -56,8 +56,7 @@ def _saved(subject: Subject, site: str, input_ids: torch.Tensor) -> int:
 def saved_by(model: nn.Module, compute: Callable[[], object]) -> Iterable[torch.UntypedStorage]:
     """What autograd saves while something is computed with gradients, each storage once, but for the model's own.
 
-    Hold them no longer than they are counted: they take the memory that they take. What is computed must not go back
-    through its graph.
+    Hold them no longer than they are counted: they take the memory that they take.
     """
     own = {
         tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta
@@ -65,13 +64,14 @@ def saved_by(model: nn.Module, compute: Callable[[], object]) -> Iterable[torch.
     # The storages themselves: while they are held, no other is where they are.
     found: dict[int, torch.UntypedStorage] = {}
 
-    def pack(tensor: torch.Tensor) -> None:
-        """There is no backward pass, so nothing is kept of a tensor. One that were itself kept would hold the graph
-        that holds it, which no garbage collector sees.
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor without its graph: kept as it is, it would hold the graph that holds it, which no garbage
+        collector sees.
         """
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             found[storage.data_ptr()] = storage
+        return tensor.detach()
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
         compute()

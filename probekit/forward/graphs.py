@@ -7,6 +7,7 @@ step has to read and write tensors that stay where they are.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -47,38 +48,48 @@ class CudaGraph:
         self._graph = torch.cuda.CUDAGraph()
 
     def capture(self, step: Step) -> torch.Tensor:
-        with torch.cuda.device(self._device):
+        stream = stream_of(self._device)
+        with torch.cuda.device(self._device), torch.cuda.stream(stream):  # torch leaves its own current if it fails
             try:
-                with torch.cuda.graph(self._graph):
+                with torch.cuda.graph(self._graph, stream=stream):
                     return step()
             except BaseException:
-                self._recover()
+                self._recover(stream)
                 raise
 
     def replay(self) -> None:
         self._graph.replay()
 
-    def _recover(self) -> None:
+    @staticmethod
+    def _recover(stream: torch.cuda.Stream) -> None:
         """A capture that fails leaves the device's generator as if it were still captured, so that the next draw
         raises; one that succeeds gives it back.
         """
         with suppress(RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the graph is empty
-            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
                 pass
+
+
+@functools.cache
+def stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which steps are tried and captured. torch's own is one for all devices."""
+    return torch.cuda.Stream(device)
 
 
 @contextmanager
 def synchronising_refused(device: torch.device) -> Iterator[None]:
     """What waits for the device, as reading a figure does, raises RuntimeError while this is open: no graph has it.
 
-    Computed on a stream of its own, as a capture is: what belongs to a stream, such as a library's workspace, is made.
+    Computed on the stream of captures: what belongs to a stream, such as a library's workspace, is made.
     """
     before = torch.cuda.get_sync_debug_mode()
-    stream = torch.cuda.Stream(device)
+    stream = stream_of(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this mode is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         with torch.cuda.stream(stream):
             yield
     finally:
@@ -99,9 +110,9 @@ class Graphed:
     may wait for the device, and by the graph. Only if both lead to the same state is the graph used from then on. So
     it is not where a step reads a figure or makes a choice by it, and where an operator differs from call to call.
 
-    A step may have no effect but on its state, and what it reads has to stay where it is. Hooks put on the model while
-    it is replayed are seen: steps are then taken as they are. So they are while there are hooks at all, whose effects a
-    graph would not have.
+    A step may have no effect but on its state, and what it reads, weights among it, has to stay where it is. Hooks put
+    on the model while it is replayed are seen: steps are then taken as they are. So they are while there are hooks at
+    all, whose effects a graph would not have.
     """
 
     def __init__(self, model: nn.Module, step: Step, state: Callable[[], Iterable[torch.Tensor]]) -> None:
@@ -146,6 +157,7 @@ class Graphed:
         graph = new_graph(device)
         try:
             captured = graph.capture(self._step)
+            put(state, before)  # if something was computed and not captured: what a replay does is seen then
             graph.replay()
         except RuntimeError:  # among them: no memory for a graph of its own, where the step alone has enough
             put(state, after)

@@ -101,9 +101,11 @@ class LayerMap:
             if kind in self._routes:
                 route = self._routes[kind]
                 return route(embeddings) if route is not None and route.is_open() else self._differentiable(embeddings)
-            if kind in self._called and embeddings.requires_grad and torch.is_grad_enabled():
-                activation, self._routes[kind] = self._recorded(embeddings)
-                return activation
+            # Compiled blocks from the first step on, so that a descent that is resumed takes the same way.
+            if (kind in self._called or self._compiles) and embeddings.requires_grad and torch.is_grad_enabled():
+                activation, route = self._recorded(embeddings)
+                self._routes[kind] = route
+                return route(embeddings) if self._compiles and route is not None else activation
             if len(self._called) < SHAPES:
                 self._called.add(kind)
             return self._differentiable(embeddings)

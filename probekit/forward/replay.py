@@ -43,8 +43,9 @@ class Route:
 
     def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
         # Without gradients, blocks would have to be compiled again, for a call or two.
-        descends = self._compiled is not None and embeddings.requires_grad and torch.is_grad_enabled()
-        return self._through(embeddings, self._compiled() if self._compiled and descends else self._plain)
+        if self._compiled is not None and embeddings.requires_grad and torch.is_grad_enabled():
+            return self._through(embeddings, self._compiled())
+        return self._through(embeddings, self._plain)
 
     def compile(self, embeddings: torch.Tensor) -> None:
         """Compile the blocks. Raises ModelError if that does not work."""

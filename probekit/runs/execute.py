@@ -26,7 +26,17 @@ from probekit.runs.joint import compare_jointly
 from probekit.runs.keeping import explain
 from probekit.runs.loaded import Loaded, load
 from probekit.runs.outcome import Run
-from probekit.runs.profiling import DRAWING, LOADING, OPTIONS, keep_profile, phase, profile_model, profiling, weigh
+from probekit.runs.profiling import (
+    DRAWING,
+    LOADING,
+    OPTIONS,
+    check_profile,
+    keep_profile,
+    phase,
+    profile_model,
+    profiling,
+    weigh,
+)
 from probekit.runs.recorder import Recorder
 from probekit.runs.render import render
 from probekit.runs.repair import Repair
@@ -157,6 +167,7 @@ def resume(
     if changed:
         raise UsageError(f"The run '{path}' was begun with other packages: {', '.join(changed)}; start it anew.")
     directory.sweep()
+    check_profile(directory)
     recorder = Recorder(directory, listener or Silent())
     repair = _load(directory, manifest, resolved, plugins, recorder, subjects, resumed=True)
     how = (seconds_between_saves, time_limit, subjects, stop)

@@ -7,6 +7,7 @@ for.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ class Repair:
         if again is None:
             self._lost = "An analysis before changed its model."
             return "It cannot be loaded again"
+        gc.collect()  # the subject that is gone, and what was computed with it, hold each other
         try:
             loaded = again()
             if loaded.subject is None or not _same(loaded.subject, sums):

@@ -6,6 +6,7 @@ Each run has a subject of its own around it, so that nothing of what another run
 from __future__ import annotations
 
 import copy
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,15 @@ class Subjects:
         from probekit.models.loading import LoadedModel, load_model
         from probekit.subject import subject_of
 
+        if spec.compile:
+            import torch
+
+            torch.compiler.reset()  # what other runs have compiled counts to a limit of the process
         origin, model = self._origin, self._model
         self._origin = self._model = None
         if model is None or origin is None or not origin.is_of(spec, plugins):
             origin = model = None  # there must not be two
+            gc.collect()  # a subject, and what was computed with it, hold each other and the model
             files = _files(spec)
             loaded = load_model(spec, plugins)
             origin, model = _Origin.of(loaded, spec, plugins, files), loaded.model

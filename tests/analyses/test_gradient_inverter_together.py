@@ -162,4 +162,5 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits_in_the_same_way(
             continue
     assert found is not None
     assert shares(found) is shares(whole)
+    assert found.notes == whole.notes
     assert all(torch.equal(tensor, whole.tensors[key]) for key, tensor in found.tensors.items())

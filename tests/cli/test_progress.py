@@ -50,9 +50,9 @@ def test_progress_goes_to_standard_error_as_plain_lines(
     )
     assert ended.code == 0
     lines = ended.err.splitlines()
-    for block in range(3):
-        last = [line for line in lines if line.startswith(f"block.{block}: ")][-1]
-        assert re.fullmatch(rf"block\.{block}: 7/7, loss \d[\d.e+]*", last)
+    sites = "block.0, block.1, block.2"
+    last = [line for line in lines if line.startswith(f"{sites}: ")][-1]
+    assert re.fullmatch(rf"{re.escape(sites)}: 7/7, loss \d[\d.e+]*", last)
     assert "\r" not in ended.err
     assert "\x1b" not in ended.err
     assert "7/7" not in ended.out

@@ -193,3 +193,20 @@ def test_an_estimate_that_is_wrong_is_split_again_and_a_row_that_never_fits_says
     assert torch.equal(batches.joined(16, compute, "here", most), torch.arange(16))
     assert tried == [8, 4, *[2] * 8]
     assert batches.notes() == ["Memory ran out, so that in the end 2 rows were computed at once."]
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_row_is_measured_where_a_map_goes_back_through_its_graph(
+    compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does when it records its route, or compiles."""
+    monkeypatch.setattr(torch, "compile", lambda block, **_settings: block)
+    give(monkeypatch, 2**20)
+    subject = probekit.Subject(tiny_subject().model, compiled=compiles)
+    layer_map, embeddings = subject.layer_map("block.1", repeated=True), subject.embed(torch.tensor([[1, 2, 3, 4]]))
+
+    def row() -> torch.Tensor:
+        layer_map(embeddings.clone().requires_grad_())
+        return layer_map(embeddings.clone().requires_grad_()).sum()
+
+    assert 1 <= probekit.rows_that_fit(subject, "block.1", 4, 1000, row) < 1000

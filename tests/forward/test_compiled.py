@@ -64,6 +64,24 @@ def test_machine_code_gives_them_too() -> None:
     compare(layer_map, subject_of("gpt2", False).layer_map("block.0"))
 
 
+def test_a_descent_that_is_resumed_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled from its first step on, wherever that is."""
+
+    def rounding(module: Any, **_settings: Any) -> Callable[..., Any]:
+        return lambda hidden, *rest, **more: module(hidden * (1 + 1e-6), *rest, **more)
+
+    monkeypatch.setattr(compiled.torch, "compile", rounding)
+    [x], found = points(1), []
+    for stops in ([], [3]):
+        at, layer_map = x, None
+        for step in range(6):
+            if layer_map is None or step in stops:
+                layer_map = subject_of("gpt2").layer_map("block.1", repeated=True)
+            at = at - 0.1 * value_and_slope(layer_map, at)[1]
+        found.append(at)
+    assert torch.equal(*found)
+
+
 def test_nothing_is_compiled_unless_it_is_asked_for(quickly: list[Any]) -> None:
     settled(subject_of("gpt2").layer_map("block.0"))
     settled(subject_of("gpt2", False).layer_map("block.0", repeated=True))

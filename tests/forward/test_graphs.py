@@ -76,12 +76,17 @@ def test_a_descent_in_a_real_graph_goes_the_same_way_bit_for_bit(name: str) -> N
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_that_waits_is_no_real_graph_and_random_numbers_can_still_be_drawn() -> None:
+@pytest.mark.parametrize("wait", [lambda x: float(x.sum()), lambda x: torch.cuda.synchronize()])
+def test_a_step_that_waits_is_no_real_graph_and_random_numbers_can_still_be_drawn(
+    wait: Callable[[torch.Tensor], Any],
+) -> None:
+    """The second is not seen before it is captured."""
     model = linear().cuda()
     x = torch.zeros(4, device="cuda")
 
     def step() -> torch.Tensor:
-        x.add_(1 if float(x.sum()) < 100 else 2)
+        wait(x)
+        x.add_(1)
         return x.sum()
 
     take = Graphed(model, step, lambda: [x])
@@ -200,6 +205,24 @@ def test_a_graph_that_gives_other_figures_is_not_used(
         assert torch.equal(captured.take(), plain.take())
     assert torch.equal(captured.x, plain.x)
     assert pretend_graphs.captures == 1
+
+
+def test_a_step_that_is_computed_while_it_should_be_captured_is_not_lost(
+    pretend_graphs: type[PretendGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a stream of another device: the graph stays empty, and would leave everything where it is."""
+    x = torch.zeros(1)
+
+    def step() -> torch.Tensor:
+        x.add_(1)
+        return x.sum()
+
+    monkeypatch.setattr(PretendGraph, "capture", lambda self, step: step())
+    monkeypatch.setattr(PretendGraph, "replay", lambda self: None)
+    take = Graphed(linear(), step, lambda: [x])
+    for _ in range(STEPS):
+        take()
+    assert float(x) == STEPS
 
 
 def test_memory_that_runs_out_in_the_step_itself_is_raised(pretend_graphs: type[PretendGraph]) -> None:

@@ -182,7 +182,6 @@ def test_another_field_of_the_spec_is_another_model_and_only_one_is_there_at_a_t
     load = loading.load_model
 
     def watched(spec: ModelSpec, plugins: Plugins | None = None) -> loading.LoadedModel:
-        gc.collect()
         assert [model for model in alive if model() is not None] == []
         found = load(spec, plugins)
         alive.append(weakref.ref(found.model))

@@ -238,9 +238,15 @@ class Inversion:
 
     def one_row(self) -> torch.Tensor:
         """The loss of the first row with its graph, for what that takes of memory."""
+        rows = self._rows[:1]
+        padding = None if self._padding is None else self._padding[rows]
+        # A map of its own: a second call would record its route, and compile for a shape that nothing else has.
+        layer_map = site_map(self._subject, self._site, self._options, self._ids[rows], padding, repeated=False)
+        there = rows.to(self._target.device)
+        objective = Objective(layer_map, self._target[there], self._mask[there], self._options)
         with self._masks("one row, for its memory"):
             x = self.starts(slice(0, 1)).requires_grad_()
-            return self.objective(slice(0, 1))(self.space.embeddings(x))
+            return objective(self.space.embeddings(x))
 
     def maps_with(self, sites: Sequence[str], chosen: slice) -> LayerMaps:
         """The maps of several sites for the same rows of each."""

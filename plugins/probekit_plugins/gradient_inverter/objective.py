@@ -24,13 +24,14 @@ def site_map(
     input_ids: torch.Tensor | None,
     padding: torch.Tensor | None = None,
     through: Map | None = None,
+    repeated: bool = True,
 ) -> Map:
     """`O_l`, followed by the model's head if the options say so, with dropout on if they do. What the activation passes
     through before the head is an autoencoder.
     """
     ids = input_ids if subject.reads_ids(site) else None
     layer_map: Map = subject.layer_map(
-        site, input_ids=ids, attention_mask=padding, dropout=options.dropout, repeated=True
+        site, input_ids=ids, attention_mask=padding, dropout=options.dropout, repeated=repeated
     )
     activation = layer_map if through is None else lambda embeddings: through(layer_map(embeddings))
     if options.head == "none":

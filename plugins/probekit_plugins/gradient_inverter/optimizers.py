@@ -69,8 +69,6 @@ class FirstOrder:
         if kind == "adam":
             rate = self._rate if self._captured else 1e-3
             self._optimizer = torch.optim.Adam([x], rate, capturable=self._captured)
-            # torch would warn of the first steps, which are not captured yet.
-            vars(self._optimizer)["_warned_capturable_if_run_uncaptured"] = True
         else:
             self._optimizer = torch.optim.SGD([x])
         self._descends = kind == "descent"

@@ -41,7 +41,8 @@ def may_share(
         "there is no head": options.head == "none",
         "there is no autoencoder": options.through is None,
         "there is no dropout": not options.dropout,
-        # Its line search evaluates all rows until the last is done, so that one site would wait for another.
+        "the blocks are not compiled": not subject.compiles,
+        # A line search evaluates all rows until the last is done, so that one site would wait for another.
         "the optimizer is not lbfgs": options.optimizer != "lbfgs",
         "the model is not int8, whose rows influence each other": not getattr(
             subject.model, "is_loaded_in_8bit", False
@@ -53,7 +54,7 @@ def may_share(
             raise UsageError(f"Sites share a pass only where {missing[0]}; leave out -o share_pass=yes.")
         return True
     tokens = options.restarts * len(prompts) * max(len(prompt.tokens) for prompt in prompts)
-    if missing or tokens > MOST_TOKENS or subject.device.type != "cpu" or subject.compiles:
+    if missing or tokens > MOST_TOKENS or subject.device.type != "cpu":
         return False
     return not any(map(subject.reads_ids, sites)) and subject.layer_map(sites[0]).replays
 
@@ -107,8 +108,10 @@ class Together:
             return Descent(**context.stage(key, lambda: vars(first.descend_rows(chosen, key, self))))
 
         def all_parts() -> dict[str, Descent]:
-            most = batches.estimated(count, rows_that_fit, where)
-            parts = [self._by_site(descent) for descent in batches.parts(count, part, where, most)]
+            tried = batches.attempt()  # what one row of each site needs says nothing about one site
+            most = tried.estimated(count, rows_that_fit, where)
+            parts = [self._by_site(descent) for descent in tried.parts(count, part, where, most)]
+            batches.adopt(tried)
             return {site: Descent.joined([each[site] for each in parts]) for site in self._sites}
 
         def attempt() -> dict[str, torch.Tensor]:

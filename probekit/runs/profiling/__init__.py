@@ -7,6 +7,7 @@ took, and the operators and modules of a few steps. Nothing of it touches the mo
 from probekit.runs.profiling.current import current, phase, profiling
 from probekit.runs.profiling.keeping import (
     PROFILE_FILE,
+    check_profile,
     keep_profile,
     profile_model,
     profile_page,
@@ -25,6 +26,7 @@ __all__ = [
     "PROFILE_FILE",
     "PROMPTS",
     "SAVING",
+    "check_profile",
     "context_class",
     "current",
     "keep_profile",

@@ -45,10 +45,11 @@ def weigh(loaded: Loaded, options: Mapping[str, Options]) -> None:
     profile = current()
     if profile is None or loaded.subject is None or not loaded.prompts:
         return
-    expressions = [expression for each in options.values() for expression in site_expressions(each)]
-    sites = loaded.subject.expand_sites(expressions[-1] if expressions else "blocks")
-    prompt = max(loaded.prompts, key=lambda each: each.input_ids.shape[1])
-    profile.weigh(loaded.subject, sites[-1], prompt.input_ids)
+    with suppress(Exception):  # nothing is said of what cannot be measured
+        expressions = [expression for each in options.values() for expression in site_expressions(each)]
+        sites = loaded.subject.expand_sites(expressions[-1] if expressions else "blocks")
+        prompt = max(loaded.prompts, key=lambda each: each.input_ids.shape[1])
+        profile.weigh(loaded.subject, sites[-1], prompt.input_ids)
 
 
 def profile_model(repair: Repair) -> None:
@@ -64,9 +65,17 @@ def profile_page(directory: RunDirectory) -> Page | None:
         return None
     try:
         return draw(_parts(directory), _processes(directory))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         place = directory.path / PROFILE_FILE
         raise UsageError(f"The file '{place}' is damaged: {type(error).__name__} {error}; it may be removed.") from None
+
+
+def check_profile(directory: RunDirectory) -> None:
+    """Leave out what an earlier process kept if it cannot be drawn: no reason for a run to fail."""
+    try:
+        profile_page(directory)
+    except UsageError:
+        (directory.path / PROFILE_FILE).unlink(missing_ok=True)
 
 
 def profile_sentence(path: Path) -> str | None:

@@ -132,6 +132,8 @@ class _Look:
         if not self._stretches:
             raise ValueError("the loop ended in the step that was looked into")
         results, steps = self._stretches[-1]
+        if not results.events():
+            raise ValueError("another profiler was begun in the step")
         span = self.running.span
         return {"analysis": span.analysis, "label": span.label, "steps": steps, **read(results, steps, model)}
 
@@ -151,6 +153,8 @@ def _recording(calls: bool) -> Any:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    if torch._C._autograd._profiler_enabled():  # it would be ended without a word
+        raise RuntimeError("the analysis has a profiler of its own on")
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     recording = profile(activities=activities, with_stack=calls, acc_events=False)
     recording.start()

@@ -147,7 +147,11 @@ def _claim(folder: Path, path: Path, file: StudyFile) -> None:
             )
     elif folder.exists() and not folder.is_dir():
         raise UsageError(f"The output '{folder}' is no directory; choose another.")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(
+        # What another share has made that begins at this moment.
+        path.name not in ("cells", "study.json") and not path.name.startswith(".")
+        for path in folder.iterdir()
+    ):
         raise UsageError(f"The output directory '{folder}' exists and holds no study; choose another, or remove it.")
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,8 @@ def carry_out_cell(
         if (place / "run.json").is_file():
             run = resume(place, plugins, listener, seconds, subjects=subjects, stop=stop)
         else:
-            for half in place.parent.glob(f".{place.name}.*"):  # of a process that was killed while it made it
+            # What a process has left that was killed while it made the folder, or removed it.
+            for half in (place, *place.parent.glob(f".{place.name}.*")):
                 shutil.rmtree(half, ignore_errors=True)
             run = execute(cell.resolved, plugins, place, listener, (), seconds, subjects=subjects, stop=stop)
     except (Exception, SystemExit) as error:  # a bug, or a plugin's: the other cells are still to be run

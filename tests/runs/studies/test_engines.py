@@ -24,6 +24,7 @@ from probekit.runs.studies.cells import Cell, expand
 from probekit.runs.studies.engines.cluster import first_sentence
 from probekit.runs.studies.engines.crew import ATTEMPTS, Crew, choose
 from probekit.runs.studies.engines.needs import Needs, gpus_of, parse_memory
+from probekit.runs.studies.engines.on_ray import OnRay
 from probekit.runs.studies.engines.worker import Ended, Ready, Sent, Settings, Worker
 from probekit.runs.studies.file import read_study
 from probekit.runs.studies.work import Work
@@ -254,6 +255,41 @@ def test_a_cell_that_ends_every_worker_is_a_failure_and_the_others_are_done(mode
     assert idle.actors == []
     healed, _ = carried_out(path, Ray(), plugins, retry_failed=True)
     assert (healed.done, healed.failures) == (4, {})
+
+
+def test_a_worker_that_never_gets_a_place_does_not_hold_up_the_end(model: Path, plugins: Plugins) -> None:
+    class Full(Ray):
+        """Has room for one worker."""
+
+        def wait(self, calls: Sequence[Call], timeout: float) -> tuple[list[Call], list[Call]]:
+            placed = [call for call in calls if call.actor.number == 1]
+            assert placed, "only those are waited for that have no place"
+            return placed[:1], [call for call in calls if call is not placed[0]]
+
+    ray = Full(pretended)
+    outcome, _ = carried_out(write(model), ray, plugins)
+    assert len(ray.begun) == len(outcome.cells)
+    assert len(ray.actors) == 2
+
+
+def test_shares_that_begin_at_the_same_moment_do_not_refuse_each_other(model: Path, plugins: Plugins) -> None:
+    """One has made the folder, and has not said yet whose it is."""
+    (Path("out") / "cells").mkdir(parents=True)
+    outcome = study(write(model), "out", manager=plugins, shard=(1, 2))
+    assert outcome.done == 2
+
+
+def test_what_a_process_left_of_a_cell_that_it_had_hardly_begun_is_no_hindrance(model: Path, plugins: Plugins) -> None:
+    path = write(model)
+    [first, *_] = expand(read_study(path, {}), plugins)
+    (Path("out") / "cells" / first.key / "analyses").mkdir(parents=True)
+    assert study(path, "out", manager=plugins).done == 4
+
+
+@pytest.mark.parametrize("gpus", [float("nan"), float("inf"), 1.5, -1.0])
+def test_a_number_of_gpus_that_there_cannot_be_is_a_sentence(gpus: float, model: Path, plugins: Plugins) -> None:
+    with pytest.raises(UsageError, match=r"A worker cannot have .* GPUs; expected a whole number, or a share"):
+        study(write(model), "out", manager=plugins, engine=OnRay(gpus=gpus))
 
 
 def test_workers_that_never_get_ready_end_the_study_with_a_sentence(model: Path, plugins: Plugins) -> None:

@@ -68,6 +68,8 @@ class Crew:
                         self._stop()
                     for reference in self._ray.wait(list(self._busy), timeout=SECONDS_BETWEEN_LOOKS)[0]:
                         self._take(reference, self._busy.pop(reference))
+                    if not self._waiting:
+                        self._send_idle_home()
                     self._remind()
             finally:
                 for hand in list(self._hands):
@@ -102,12 +104,18 @@ class Crew:
     def _stop(self) -> None:
         """No further cell is begun; those that are begun end with their step."""
         self._waiting.clear()
+        self._send_idle_home()
+        for hand in self._busy.values():
+            hand.actor.stop.options(concurrency_group=CONTROL).remote()
+
+    def _send_idle_home(self) -> None:
+        """Those for whom there is no cell any more, also before they have a place. If one that has a cell dies, another
+        is hired.
+        """
         for reference, hand in list(self._busy.items()):
             if hand.cell is None:
                 self._dismiss(hand)
                 del self._busy[reference]
-            else:
-                hand.actor.stop.options(concurrency_group=CONTROL).remote()
 
     def _remind(self) -> None:
         """Say now and then that a worker waits for its place."""
@@ -116,10 +124,9 @@ class Crew:
         if waiting and now - self._reminded > SECONDS_UNTIL_ASKED:
             self._reminded = now
             free = self._ray.available_resources()
-            room = f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+            room = f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU free"
             self._say(
-                f"Waiting for a place for {len(waiting)} of the workers: each needs {self._needs}, and the cluster has "
-                f"{room} free."
+                f"{len(waiting)} of the workers are not ready yet: each needs {self._needs}; the cluster has {room}."
             )
 
     # --- what comes back ---------------------------------------------------------------------------------------------
@@ -128,13 +135,14 @@ class Crew:
         try:
             found = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:  # a bug, or a disk that is full
-            raise error.cause if isinstance(error.cause, Exception) else error from None
+            raise error.cause if isinstance(error.cause, Exception) else error from error
         except self._ray.exceptions.RayError as error:
             self._lose(hand, error)
             return
         if isinstance(found, Ready):
             self._check(found)
             hand.host = found.host
+            self._lost_early = 0
             self._say(f"{hand.name.capitalize()} is ready on {found.host} (process {found.process}).")
         else:
             self._end(hand, found)

@@ -38,6 +38,10 @@ class OnRay:
         """Raises UsageError if there is no cluster, if it has no room for a worker, or if a worker finds another folder
         or other packages; ProbekitError if workers die before they begin; KeyboardInterrupt after an interrupt.
         """
+        if self.gpus is not None and not (0 <= self.gpus <= 1 or (self.gpus > 1 and self.gpus.is_integer())):
+            raise UsageError(
+                f"A worker cannot have {self.gpus:g} GPUs; expected a whole number, or a share of one such as 0.5."
+            )
         import_ray()
         models = [cell.resolved.config.model for cell in work.cells if work.waits(cell)]
         if not models:
