@@ -18,6 +18,7 @@ import pytest
 from probekit.errors import UsageError
 from probekit.plugins import Plugins
 from probekit.runs import Run, execute, resolve, resume
+from tests.runs.folders import assert_same, contents
 
 OPTIONS = {"steps": 40, "restarts": 3, "sites": "blocks", "record_every": 7, "rows_at_once": 4}
 # Fewer steps, where each optimiser is interrupted at several moments.
@@ -38,21 +39,6 @@ def configured(model: Path, **options: Any) -> dict[str, Any]:
 def begin(values: dict[str, Any], listener: Any = None, save_every: float = 0.0) -> Run:
     plugins = Plugins()
     return execute(resolve([("test", values)], plugins), plugins, OUTPUT, listener, (), save_every)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the times."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "timings.json"
-    }
-
-
-def assert_same(found: Path, expected: Path) -> None:
-    one, other = contents(found), contents(expected)
-    assert sorted(one) == sorted(other)
-    assert [name for name in one if one[name] != other[name]] == []
 
 
 class At:

@@ -25,6 +25,7 @@ from probekit.runs.studies.cells import Cell, expand, share
 from probekit.runs.studies.file import Expectation, StudyFile, read_study, substituted
 from probekit.runs.studies.judge import Judgement
 from probekit.runs.studies.page import _in_short, _places
+from tests.runs.folders import assert_same, contents
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</script><script>window.ranHostile = 1</script><img src=x onerror=alert(1)> {{ 7*7 }} \u202e"
@@ -97,21 +98,6 @@ def accuracy(**changes: Any) -> dict[str, Any]:
         "because": "{count(found)} restarts.",
     }
     return expectation | changes
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the times."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "timings.json"
-    }
-
-
-def assert_same(found: Path, expected: Path) -> None:
-    one, other = contents(found), contents(expected)
-    assert sorted(one) == sorted(other)
-    assert [name for name in one if one[name] != other[name]] == []
 
 
 def expanded(values: dict[str, Any], plugins: Plugins, **parameters: Any) -> list[Cell]:

@@ -20,6 +20,7 @@ from probekit.plugins import Plugins
 from probekit.runs import execute, resolve
 from probekit.runs.studies import study
 from probekit.runs.subjects import Subjects
+from tests.runs.folders import contents
 
 INVERTER = {"plugins": ["gradient-inverter"], "options": {"sites": "block.0", "steps": 3, "next_token": False}}
 OTHERS: list[dict[str, Any]] = [
@@ -102,14 +103,6 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "timings.json"
-    }
 
 
 def carried_out(

@@ -28,6 +28,7 @@ from probekit.runs.studies.engines.on_ray import OnRay
 from probekit.runs.studies.engines.worker import Ended, Ready, Sent, Settings, Worker
 from probekit.runs.studies.file import read_study
 from probekit.runs.studies.work import Work
+from tests.runs.folders import assert_same, contents
 
 
 class DiedError(Exception):
@@ -164,20 +165,6 @@ def write(folder: Path | str, **changes: Any) -> Path:
     }
     Path("s.toml").write_text(tomli_w.dumps({"title": "t", "runs": {"a": run | changes}}), encoding="utf-8")
     return Path("s.toml")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "timings.json"
-    }
-
-
-def assert_same(found: Path, expected: Path) -> None:
-    one, other = contents(found), contents(expected)
-    assert sorted(one) == sorted(other)
-    assert [name for name in one if one[name] != other[name]] == []
 
 
 def pretended(actor: Actor, method: str, arguments: tuple[Any, ...]) -> Any:

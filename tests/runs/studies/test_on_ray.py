@@ -22,6 +22,7 @@ from probekit.runs.state import OF_TORCH
 from probekit.runs.studies import study
 from probekit.runs.studies.engines import OnRay
 from probekit.runs.studies.engines.cluster import connected
+from tests.runs.folders import assert_same
 
 pytest.importorskip("ray")
 
@@ -107,20 +108,6 @@ def write(model: str, steps: int, blocks: list[int], seeds: int) -> Path:
         tomli_w.dumps({"title": "t", "runs": {"a": run}, "expectations": [expectation]}), encoding="utf-8"
     )
     return Path("s.toml")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "timings.json"
-    }
-
-
-def assert_same(found: Path, expected: Path) -> None:
-    one, other = contents(found), contents(expected)
-    assert sorted(one) == sorted(other)
-    assert [name for name in one if one[name] != other[name]] == []
 
 
 def begun(killer: Killer) -> list[int]:
