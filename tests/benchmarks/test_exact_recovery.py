@@ -67,6 +67,7 @@ def test_cost_is_that_of_exact_recoveries(task: Task) -> None:
     assert all(value > 0 for value in figures.values())
 
 
+@pytest.mark.slow
 def test_the_quick_run_does_all_of_it_and_can_be_drawn(tmp_path: Path) -> None:
     outcome = exact_recovery.run(Settings(quick=True))
     assert not [note for note in outcome.notes if "not exact" in note]

@@ -31,6 +31,7 @@ def test_a_model_in_the_named_folder_is_found_again(tmp_path: Path, monkeypatch:
     assert (Path(folder) / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TELLS, reason="only Linux tells")
 def test_every_way_of_loading_is_measured_and_does_the_same_work() -> None:
     outcome = placement.run(Settings(quick=True))

@@ -19,7 +19,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("profile", [False, True])
+@pytest.mark.parametrize("profile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_five_runs_in_one_process_hold_no_more_than_two(
     profile: bool, tiny_gpt2: Callable[..., Path], tmp_path: Path
 ) -> None:
