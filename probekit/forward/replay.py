@@ -60,9 +60,8 @@ class Route:
 
     def onwards(self, hidden: torch.Tensor, passed: Route | None = None) -> torch.Tensor:
         """From where another route ends, which this one goes on from, to the site; from `h_0` without another."""
-        for call in self._calls[len(passed._calls) if passed else 0 :]:
-            hidden = read(call.block(hidden, *call.arguments, **call.keywords), "")
-        return hidden
+        first = len(passed._calls) if passed else 0
+        return _called(self._plain[first:], self._calls[first:], hidden)
 
     def goes_on_from(self, other: Route) -> bool:
         """Whether this route calls the other's blocks first, and then at least one more."""
@@ -72,10 +71,7 @@ class Route:
         )
 
     def _through(self, embeddings: torch.Tensor, blocks: Sequence[Block]) -> torch.Tensor:
-        hidden = self.entered(embeddings)
-        for block, call in zip(blocks, self._calls, strict=True):
-            hidden = read(block(hidden, *call.arguments, **call.keywords), "")
-        return hidden
+        return _called(blocks, self._calls, self.entered(embeddings))
 
     def is_open(self) -> bool:
         """Whether what is left out has no hooks and is as it was, its weights included, and so are the arguments."""
@@ -175,6 +171,13 @@ def traced(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[Trace]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _called(blocks: Sequence[Block], calls: Sequence[Call], hidden: torch.Tensor) -> torch.Tensor:
+    """The blocks one after another, each called as the model called it, or the block that it stands for."""
+    for block, call in zip(blocks, calls, strict=True):
+        hidden = read(block(hidden, *call.arguments, **call.keywords), "")
+    return hidden
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -178,7 +178,7 @@ def test_what_an_estimate_chose_is_chosen_again_in_a_resumed_run_whatever_is_fre
     store, notes = Kept(), []
     for fits in (first, then):
         batches = Batches(probekit.Context(store=store), Limited())
-        assert batches.estimated(16, lambda count: fits, "here") == first  # noqa: B023
+        assert batches.estimated(16, lambda count, fits=fits: fits, "here") == first
         notes.append(batches.notes())
     assert notes[0] == notes[1]
 

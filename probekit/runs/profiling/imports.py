@@ -67,9 +67,9 @@ class Imports:
     def _found(self, name: str, path: Any, target: ModuleType | None) -> ModuleSpec | None:
         for finder in [*sys.meta_path]:
             find = None if finder is self else getattr(finder, "find_spec", None)
-            spec = None if find is None else find(name, path, target)
+            spec: ModuleSpec | None = None if find is None else find(name, path, target)
             if spec is not None:
-                return spec  # type: ignore[no-any-return]
+                return spec
         return None
 
     def _time(self, loader: Any, step: str, package: str) -> None:

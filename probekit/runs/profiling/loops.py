@@ -72,4 +72,4 @@ def _time(progress: Progress, spans: Spans, running: Running) -> None:
         spans.step(running, count)
         show(count, values)
 
-    progress._show = step  # type: ignore[method-assign]
+    vars(progress)["_show"] = step

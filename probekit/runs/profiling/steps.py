@@ -95,7 +95,8 @@ def median_of(look: Mapping[str, Any], part: Mapping[str, Any]) -> float | None:
     """The median step of the loop that was looked into, in seconds."""
     for span in part["spans"]:
         if (span["analysis"], span["label"], span["kind"]) == (look["analysis"], look["label"], "loop"):
-            return span["median"]  # type: ignore[no-any-return]
+            median: float | None = span["median"]
+            return median
     return None
 
 

@@ -90,17 +90,18 @@ def _reach(address: str) -> None:
 def _quiet(ray: Any) -> Iterator[None]:
     """Neither Ray's log nor what it prints of workers that die: what happens is said by those who use it."""
     log = logging.getLogger("ray")
-    level, inner = log.level, import_module("ray._private.worker")
+    level = log.level
+    inner: Any = import_module("ray._private.worker")
     printed = getattr(inner, "_worker_logs_enabled", True)
     log.setLevel(logging.ERROR)
-    inner._worker_logs_enabled = False  # type: ignore[attr-defined]
+    inner._worker_logs_enabled = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         log.setLevel(level)
-        inner._worker_logs_enabled = printed  # type: ignore[attr-defined]
+        inner._worker_logs_enabled = printed
 
 
 @contextmanager
