@@ -26,15 +26,26 @@ if TYPE_CHECKING:
         TokenSequence,
     )
     from probekit.description.fitting import rows_that_fit
-    from probekit.errors import AnalysisError, ModelError, PluginError, ProbekitError, UsageError, out_of_memory
+    from probekit.errors import (
+        AnalysisError,
+        BusyError,
+        ModelError,
+        PluginError,
+        ProbekitError,
+        StorageError,
+        UsageError,
+        out_of_memory,
+    )
     from probekit.forward import Continuation, LayerMap, LayerMaps
     from probekit.hookspecs import hookimpl
     from probekit.models.anatomy import Anatomy
     from probekit.models.spec import ModelSpec
+    from probekit.models.trust import reading_model
     from probekit.plugins import Plugins
     from probekit.report import Page, Token, TokenRow
     from probekit.runs import Run, RunConfig, read_run, record, resume, run
     from probekit.runs.comparison import Comparison, compare
+    from probekit.runs.verify import Verified, verify
     from probekit.subject import DECODERS, Subject, load
 
 __version__ = "0.1.0"
@@ -46,6 +57,7 @@ _HOME = {
     "Analysis": "analysis",
     "AnalysisError": "errors",
     "Anatomy": "models.anatomy",
+    "BusyError": "errors",
     "Comparison": "runs.comparison",
     "Context": "analysis",
     "Continuation": "forward",
@@ -69,20 +81,24 @@ _HOME = {
     "Run": "runs",
     "RunConfig": "runs",
     "Sites": "analysis",
+    "StorageError": "errors",
     "Subject": "subject",
     "Token": "report",
     "TokenRow": "report",
     "TokenSequence": "analysis",
     "UsageError": "errors",
+    "Verified": "runs.verify",
     "compare": "runs.comparison",
     "hookimpl": "hookspecs",
     "load": "subject",
     "out_of_memory": "errors",
     "read_run": "runs",
+    "reading_model": "models.trust",
     "record": "runs",
     "resume": "runs",
     "rows_that_fit": "description.fitting",
     "run": "runs",
+    "verify": "runs.verify",
 }
 
 __all__ = [
@@ -93,6 +109,7 @@ __all__ = [
     "Analysis",
     "AnalysisError",
     "Anatomy",
+    "BusyError",
     "Comparison",
     "Context",
     "Continuation",
@@ -115,20 +132,24 @@ __all__ = [
     "Run",
     "RunConfig",
     "Sites",
+    "StorageError",
     "Subject",
     "Token",
     "TokenRow",
     "TokenSequence",
     "UsageError",
+    "Verified",
     "compare",
     "hookimpl",
     "load",
     "out_of_memory",
     "read_run",
+    "reading_model",
     "record",
     "resume",
     "rows_that_fit",
     "run",
+    "verify",
 ]
 
 

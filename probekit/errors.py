@@ -10,6 +10,7 @@ import errno
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 # What allocators say beside what accelerate knows: the CPU's on other systems, CUDA's libraries, CUDA's own runtime,
 # files that are mapped into memory, and C++.
@@ -20,10 +21,35 @@ _MEMORY = re.compile(
 )
 
 
+# A sentence names what was wrong with the value itself, and the value may be a file's whole content.
+MOST_CHARACTERS = 2000
+
+
 class ProbekitError(Exception):
-    """What a user can mend. `exit_code` is the status that the command line ends with."""
+    """What a user can mend, in one line of visible characters: whatever else was in the sentence, as a name or a value
+    that somebody else chose, is written as `\\x1b`, and what is too long to read lacks its middle.
+
+    `exit_code` is the status that the command line ends with.
+    """
 
     exit_code = 1
+
+    def __init__(self, sentence: object = "") -> None:
+        super().__init__(_cut(one_line(_cut(str(sentence)))))
+
+
+def one_line(text: str) -> str:
+    """A text of others for a terminal: one line of visible characters, where what is invisible is written as Python
+    writes it, `\\x1b`.
+    """
+    lines = text.splitlines()
+    text = " ".join(filter(None, map(str.strip, lines))) if len(lines) > 1 else "".join(lines)
+    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _cut(text: str) -> str:
+    half = MOST_CHARACTERS // 2 - 3
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} […] {text[-half:]}"
 
 
 class AnalysisError(ProbekitError):
@@ -34,6 +60,10 @@ class UsageError(ProbekitError):
     """A wrong request: unknown option, site or plugin, a bad value, a bad prompt or output directory (exit code 2)."""
 
     exit_code = 2
+
+
+class BusyError(UsageError):
+    """Another process is at work on what was asked for (exit code 2)."""
 
 
 class PluginError(ProbekitError):
@@ -48,10 +78,36 @@ class ModelError(ProbekitError):
     exit_code = 4
 
 
+class StorageError(ProbekitError):
+    """What was found could not be written: a full disk, a permission that was lost, a folder that was removed (exit
+    code 5). What was written before is whole.
+    """
+
+    exit_code = 5
+
+    @classmethod
+    def of(cls, folder: Path, error: OSError) -> StorageError:
+        """The sentence for what the system says of a folder."""
+        if not folder.is_dir():
+            return cls(f"The folder '{folder}' was removed while it was written to.")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return cls(f"The folder '{folder}' cannot be written: the disk is full; what was written before is whole.")
+        reason = error.strerror or str(error)
+        return cls(f"The folder '{folder}' cannot be written: {reason}; what was written before is whole.")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean …?' with the nearest known word, or an empty string if none is near."""
     match = get_close_matches(word, list(known), n=1)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def quoted(value: object) -> str:
+    """A value as Python writes it, or what it is where Python does not: a number of more than 4300 digits."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__} that is too large to write"
 
 
 def out_of_memory(error: BaseException) -> bool:

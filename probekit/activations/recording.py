@@ -31,6 +31,7 @@ from probekit.activations.format import (
     shard_name,
 )
 from probekit.errors import UsageError
+from probekit.finite import from_json
 from probekit.forward import expand_expression
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class Recording:
         return sum((self.path / line["shard"]).stat().st_size for line in self.shards)
 
     @property
+    def digest(self) -> str:
+        """One hash of all that was recorded: SHA-256 over those of the shards, as the index has them."""
+        return hashlib.sha256("".join(line["sha256"] for line in self.shards).encode()).hexdigest()
+
+    @property
     def complete(self) -> bool:
         """Whether it has been recorded to its end."""
         return self._tokens_there == self.tokens
@@ -108,11 +114,11 @@ class Recording:
 
         Raises UsageError, listing what was recorded, if a part of it names none.
         """
-        blocks = [int(site.removeprefix("block.")) for site in self.sites if re.fullmatch(r"block\.\d+", site)]
+        blocks = [int(site.removeprefix("block.")) for site in self.sites if re.fullmatch(r"block\.[0-9]{1,18}", site)]
         return expand_expression(grammar, blocks, int(self.manifest["blocks"]), self._checked)
 
     def _checked(self, site: str) -> str:
-        match = re.fullmatch(r"block\.(-\d+)", site)
+        match = re.fullmatch(r"block\.(-[0-9]{1,18})", site)
         name = f"block.{int(match[1]) + int(self.manifest['blocks'])}" if match else site
         if name not in self.manifest["sites"]:
             raise UsageError(
@@ -252,12 +258,12 @@ class Recording:
 
     def _read_json(self, name: str) -> Any:
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"), parse_constant=_refuse)
+            return from_json((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"'{self.path}' is no recording: it has no {name}.") from None
         except OSError as error:
             raise UsageError(f"The recording '{self.path}' cannot be read: {error.strerror}.") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UsageError(f"The file '{self.path / name}' is damaged: {error}.") from None
 
     def _read_manifest(self) -> dict[str, Any]:
@@ -316,10 +322,6 @@ class Recording:
                 )
             lines.append(entry)
         return lines
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def _rising(starts: list[int], end: int) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
@@ -34,8 +35,8 @@ from probekit.activations.format import (
 )
 from probekit.activations.live import LiveActivations
 from probekit.activations.recording import Recording
-from probekit.errors import AnalysisError, UsageError
-from probekit.files import written_whole
+from probekit.errors import AnalysisError, StorageError, UsageError
+from probekit.files import LOCK, Lock, storing, written_whole
 from probekit.subject import Subject
 
 # As much as a batch of a live model, so that both make the same batches.
@@ -92,13 +93,14 @@ def write(
         "storage": asdict(storage),
         "origin": dict(origin or {}),
     }
-    if not _begun(path, manifest):
-        described = _described(subject, next(iter(prompts())), names, storage)
-        _begin(path, manifest | {"sites": described}, subject)
-    recording = Recording(path, unfinished=True)
-    if not recording.complete:
-        _record(recording, _Shards(subject, again, recording.manifest), progress)
-    return Recording(path)
+    with _alone(path):
+        if not _begun(path, manifest):
+            described = _described(subject, next(iter(prompts())), names, storage)
+            _begin(path, manifest | {"sites": described}, subject)
+        recording = Recording(path, unfinished=True)
+        if not recording.complete:
+            _record(recording, _Shards(subject, again, recording.manifest), progress)
+        return Recording(path)
 
 
 def _count(subject: Subject, prompts: Prompts) -> tuple[dict[str, Any], Prompts]:
@@ -163,6 +165,39 @@ def _writing(path: Path) -> Iterator[None]:
         raise UsageError(f"The output directory '{path}' cannot be written: {reason}.") from None
 
 
+@contextmanager
+def _adding(path: Path) -> Iterator[None]:
+    """Raises StorageError where a recording that was begun cannot be gone on with, and says how it can later."""
+    try:
+        with storing(path):
+            try:
+                yield
+            except SafetensorError as error:  # which says no more of an OSError than its text
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
+    except StorageError as error:
+        again = " With that mended, the same command goes on with it." if path.is_dir() else ""
+        raise StorageError(f"{error}{again}") from None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While open, no other process writes to the folder, which is made; if nothing is in it in the end, it goes again.
+
+    Raises UsageError if another process does, or if the folder cannot be made.
+    """
+    with _writing(path):
+        made = [each for each in (path, *path.parents) if not each.exists()]  # the nearest first
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        with Lock(path / LOCK, f"the recording '{path}'").held():
+            yield
+    finally:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
 def _begun(path: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether the beginning of this very recording is in the folder, or all of it; what killed calls left is removed.
 
@@ -174,7 +209,7 @@ def _begun(path: Path, manifest: Mapping[str, Any]) -> bool:
             _check_same(path, manifest)
         entries = list(path.iterdir()) if path.exists() else []
         left = [entry for entry in entries if LEFT.fullmatch(entry.name)]
-        if not begun and any(entry.name != VOCABULARY and entry not in left for entry in entries):
+        if not begun and any(entry.name not in (VOCABULARY, LOCK) and entry not in left for entry in entries):
             raise UsageError(f"The output directory '{path}' exists and is not empty; choose another, or remove it.")
         for temporary in left:
             temporary.unlink()
@@ -184,7 +219,6 @@ def _begun(path: Path, manifest: Mapping[str, Any]) -> bool:
 def _begin(path: Path, manifest: Mapping[str, Any], subject: Subject) -> None:
     texts = subject.tokens(range(subject.vocabulary))
     with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
         _write_text(path / VOCABULARY, json.dumps(texts) + "\n")
         # Last: what has a manifest is a recording.
         _write_text(path / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False) + "\n")
@@ -293,13 +327,13 @@ def tokens_in(shard: Iterable[Sequence[Numbered]]) -> int:
 def _record(recording: Recording, shards: _Shards, progress: Callable[[int, int], None]) -> None:
     """Add the shards that are missing, each with its line in the index."""
     path, recorded = recording.path, recording.shards
-    with _writing(path):  # without a line that was torn
+    with _adding(path):  # without a line that was torn
         _write_text(path / INDEX, "".join(f"{json.dumps(line)}\n" for line in recorded))
     done = 0
     for number, shard in enumerate(shards):
         if number >= len(recorded):
             tensors = shards.tensors(shard)
-            with _writing(path):
+            with _adding(path):
                 with written_whole(path / shard_name(number)) as place:
                     save_file(tensors, place, shard_header(recording.manifest, number))
                     with place.open("rb") as written:

@@ -62,3 +62,13 @@ class Analysis(Generic[OptionsT]):
         there.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement report()")
+
+    def recompute(self, result: Result) -> Result | None:
+        """The figures of a saved result once more, for `probekit verify --recompute`: the metrics, tables and the
+        finding that follow from what was measured.
+
+        `result` has the saved tensors (numpy arrays), token sequences and files, and no metric, no table and no
+        finding; neither a model nor prompts are there. Figures that are left out are told as not recomputed; None
+        leaves out all.
+        """
+        return None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import click
 
 from probekit.errors import ProbekitError
 
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
 
 COMMANDS = {
     "compare": ("compare", "Compare runs on one page."),
@@ -22,6 +27,7 @@ COMMANDS = {
     "run": ("run", "Run analyses on a model and write a report."),
     "runs": ("runs", "List the runs in a folder, or write an index page of them."),
     "study": ("study", "Carry out a study: many runs, and what they should show."),
+    "verify": ("verify", "Check that a run is whole and says what was measured."),
 }
 
 
@@ -83,8 +89,39 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code: 0 done, 1 an analysis failed, 2 usage, 3 a plugin
-    failed to load, 4 the model failed to load, 130 interrupted.
+    failed to load, 4 the model failed to load, 5 a result could not be written, 130 interrupted, 143 terminated.
     """
+    with _terminated_like_interrupted() as terminated:
+        code = _exit_code(arguments)
+    sys.exit(TERMINATED if code == INTERRUPTED and terminated() else code)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[Callable[[], bool]]:
+    """While open, SIGTERM, which clusters and containers send before they kill, is taken as Ctrl-C is: what is begun is
+    saved. Gives a function that says whether there was one.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield lambda: False
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # Ctrl-C is ignored, as in the background of a script
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit_code(arguments: Sequence[str] | None) -> int:
+    """Run the command line; every error is said in its sentence."""
     try:
         code = cli.main(None if arguments is None else list(arguments), prog_name="probekit", standalone_mode=False)
     except click.ClickException as error:
@@ -99,4 +136,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0

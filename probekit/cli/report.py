@@ -9,6 +9,7 @@ import click
 from probekit.errors import UsageError
 from probekit.runs.directory import RunDirectory
 from probekit.runs.figures import FORMATS, save_figures
+from probekit.runs.hashes import drawn_again
 from probekit.runs.render import render
 
 
@@ -40,4 +41,5 @@ def command(run: Path, folder: Path | None, formats: tuple[str, ...]) -> None:
         raise UsageError("--format says how figures are saved; give --figures DIR with it, or leave it out.")
     directory = RunDirectory.open(run)
     render(directory)
+    drawn_again(directory)
     click.echo(f"Report: {directory.report}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.analysis import ActivationAnalysis, Analysis, site_expression
 from probekit.analysis.context import Progress
-from probekit.errors import AnalysisError, ProbekitError, out_of_memory
+from probekit.errors import AnalysisError, ProbekitError, StorageError, out_of_memory
 from probekit.runs.checkpoints import FileStore, StopFlag
 from probekit.runs.config import Resolved
 from probekit.runs.containment import Containment, limits_time
@@ -135,6 +135,8 @@ class Analyses:
                             return
                         progress.step(len(batch.prompts))
                 return
+            except StorageError:
+                raise
             except Exception as error:  # of the forward pass, or of a recording that is damaged
                 if not begun and len(waiting) > 1:
                     self._try_alone(waiting)
@@ -188,10 +190,12 @@ class Analyses:
 
     @contextmanager
     def _judged(self, member: _Member) -> Iterator[None]:
-        """What is raised while open is the failure of this analysis; but for an interrupt, which is the run's."""
+        """What is raised while open is the failure of this analysis; but for an interrupt, or a disk that cannot be
+        written, which are the run's.
+        """
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StorageError):
             raise
         except BaseException as error:  # a plugin may even call sys.exit()
             self._fail(member, error)
@@ -243,7 +247,7 @@ class Analyses:
         with phase(CHECKS), self._repair.afterwards(blame):
             try:
                 yield
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, StorageError):
                 interrupted = True
                 raise
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from probekit.errors import UsageError
 from probekit.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -69,10 +70,14 @@ class FileStore:
         self._saved = time.monotonic()
 
     def read(self, kind: str, label: str) -> dict[str, torch.Tensor] | None:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = self._directory.path / self._name(kind, label)
-        return load_file(path) if path.is_file() else None
+        try:
+            return load_file(path) if path.is_file() else None
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"The saved state '{path}' is damaged ({error}); remove it to begin there anew.") from None
 
     def write(self, kind: str, label: str, state: dict[str, Any]) -> None:
         from safetensors.torch import save

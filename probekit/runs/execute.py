@@ -15,16 +15,18 @@ from typing import Any
 
 from probekit.analysis import Listener, site_expressions
 from probekit.analysis.context import Silent
-from probekit.errors import UsageError
+from probekit.errors import StorageError, UsageError
 from probekit.plugins import Plugins
 from probekit.runs.analyse import Analyses
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES, StopFlag
 from probekit.runs.command import command_line
-from probekit.runs.config import Resolved, read_config, resolve
+from probekit.runs.config import Resolved, grants_of, read_config, resolve, said
 from probekit.runs.directory import SCHEMA, RunDirectory, encode_json
+from probekit.runs.hashes import keep_hashes
 from probekit.runs.joint import compare_jointly
 from probekit.runs.keeping import explain
 from probekit.runs.loaded import Loaded, load
+from probekit.runs.manifest import read_manifest
 from probekit.runs.outcome import Run
 from probekit.runs.profiling import (
     DRAWING,
@@ -87,7 +89,7 @@ def run(
     with profiling(profile):
         with phase(OPTIONS):
             manager = manager or Plugins()
-            resolved = resolve([("python", values)], manager)
+            resolved = resolve([("python", values)], manager, grants_of(values))
         place = None if output is None else Path(output)
         return execute(resolved, manager, place, listener, time_limit=time_limit)
 
@@ -125,15 +127,15 @@ def execute(
         "timings.json": encode_json({"started": _now(), "analyses": {}}),
         "run.json": encode_json(manifest),
     }
-    directory = RunDirectory.create(output or default_output(resolved), files)
-    recorder = Recorder(directory, listener or Silent())
-    try:
-        repair = _load(directory, manifest, resolved, plugins, recorder, subjects, resumed=False)
-    except BaseException:
-        directory.discard()
-        raise
-    how = (seconds_between_saves, time_limit, subjects, stop)
-    return _analyse(directory, manifest, resolved, plugins, recorder, repair, *how)
+    with RunDirectory.create(output or default_output(resolved), files) as directory:
+        recorder = Recorder(directory, listener or Silent())
+        try:
+            repair = _load(directory, manifest, resolved, plugins, recorder, subjects, resumed=False)
+        except BaseException:
+            directory.discard()
+            raise
+        how = (seconds_between_saves, time_limit, subjects, stop)
+        return _analyse(directory, manifest, resolved, plugins, recorder, repair, *how)
 
 
 def resume(
@@ -144,34 +146,39 @@ def resume(
     time_limit: float | None = None,
     subjects: Subjects | None = None,
     stop: StopFlag | None = None,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> Run:
     """Go on with a run that was interrupted or killed, or try the failed analyses of one again.
 
-    What it ends with is byte for byte what an uninterrupted run would have written, times apart. Raises UsageError if
+    What it ends with is byte for byte what an uninterrupted run would have written, times apart. A run that was begun
+    with `trust_remote_code` or `allow_pickle` needs it again: its directory grants nothing. Raises UsageError if
     there is nothing to resume, or if packages or weights have changed since.
     """
     path = Path(path)
-    directory = RunDirectory.open(path)
-    manifest = directory.read_json("run.json")
-    if manifest["status"] == "done":
-        raise UsageError(f"The run '{path}' is done; there is nothing to resume.")
-    values = read_config(path / "config.toml")
-    plugins = plugins or Plugins(values.get("block_plugins", []))
-    resolved = resolve([("config.toml", values)], plugins)
-    now = versions(plugins)
-    changed = [
-        f"{name} ({was} then, {now.get(name)} now)"
-        for name, was in manifest["versions"].items()
-        if now.get(name) != was
-    ]
-    if changed:
-        raise UsageError(f"The run '{path}' was begun with other packages: {', '.join(changed)}; start it anew.")
-    directory.sweep()
-    check_profile(directory)
-    recorder = Recorder(directory, listener or Silent())
-    repair = _load(directory, manifest, resolved, plugins, recorder, subjects, resumed=True)
-    how = (seconds_between_saves, time_limit, subjects, stop)
-    return _analyse(directory, manifest, resolved, plugins, recorder, repair, *how)
+    with RunDirectory.open_to_write(path) as directory:
+        manifest = read_manifest(directory)
+        if manifest["status"] == "done":
+            raise UsageError(f"The run '{path}' is done; there is nothing to resume.")
+        values = read_config(path / "config.toml")
+        plugins = plugins or Plugins(values.get("block_plugins", []))
+        granted = said(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        resolved = resolve([("config.toml", values)], plugins, granted)
+        now = versions(plugins)
+        changed = [
+            f"{name} ({was} then, {now.get(name)} now)"
+            for name, was in manifest["versions"].items()
+            if now.get(name) != was
+        ]
+        if changed:
+            raise UsageError(f"The run '{path}' was begun with other packages: {', '.join(changed)}; start it anew.")
+        directory.sweep()
+        check_profile(directory)
+        recorder = Recorder(directory, listener or Silent())
+        repair = _load(directory, manifest, resolved, plugins, recorder, subjects, resumed=True)
+        how = (seconds_between_saves, time_limit, subjects, stop)
+        return _analyse(directory, manifest, resolved, plugins, recorder, repair, *how)
 
 
 def _load(
@@ -207,6 +214,18 @@ def _told_if_abandoned(
         for sentence in plugins.notify("probekit_run_finished", directory=place, status=run.status, run=run):
             recorder.show(sentence)
         raise
+
+
+@contextmanager
+def _resumable(directory: RunDirectory) -> Iterator[None]:
+    """A disk that cannot be written ends the run; what it had found is kept where its directory is."""
+    try:
+        yield
+    except StorageError as error:
+        if not directory.path.is_dir():
+            raise
+        again = f"probekit run --resume {shlex.quote(str(directory.path))}"
+        raise StorageError(f"{error} With that mended, go on with: {again}") from None
 
 
 def _checked(
@@ -257,11 +276,11 @@ def _analyse(
     subjects: Subjects | None,
     stop: StopFlag | None,
 ) -> Run:
-    """Every analysis that is not done yet, then the report."""
+    """Every analysis that is not done yet, then the report, the hashes of all files, and that the run is over."""
     manifest["status"] = "running"
     analyses = Analyses(directory, manifest, resolved, recorder, repair, seconds_between_saves, time_limit, stop)
     outcome = analyses.outcome
-    with _told_if_abandoned(directory, manifest, plugins, recorder):
+    with _told_if_abandoned(directory, manifest, plugins, recorder), _resumable(directory):
         profile_model(repair)
         whole = analyses.carry_out()
         if whole:
@@ -274,6 +293,8 @@ def _analyse(
             render(directory, manifest)
         if keep_profile(directory):  # of which drawing is a part: with that known, once more
             render(directory, manifest)
+        if whole:
+            keep_hashes(directory, manifest)
         directory.write_json("run.json", manifest)  # last: until here the run is marked unfinished, and can be resumed
     place, status = directory.path, outcome.status
     for sentence in plugins.notify("probekit_run_finished", directory=place, status=status, run=outcome):

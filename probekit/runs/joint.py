@@ -23,16 +23,10 @@ def compare_jointly(
 
     One that raises is a failure of the run under its title: the results are whole, only their comparison is missing.
     """
-    groups: dict[JointReport, dict[str, Result]] = {}
-    for name, analysis in analyses.items():
-        if analysis.joint_report is not None and name in outcome.results:
-            groups.setdefault(analysis.joint_report, {})[name] = outcome.results[name]
     pages = []
     manifest["joint"] = {}
     (directory.path / TRACEBACK_FILE).unlink(missing_ok=True)
-    for joint, results in groups.items():
-        if len(results) < 2:
-            continue
+    for joint, results in comparable(analyses, outcome.results).items():
         page = Page(joint.title)
         try:
             joint.draw(results, page)
@@ -45,3 +39,14 @@ def compare_jointly(
             manifest["joint"][joint.title] = {"status": "done"}
     if pages:
         directory.write_json(JOINT_FILE, {"pages": pages})
+
+
+def comparable(
+    analyses: Mapping[str, type[Any]], results: Mapping[str, Result]
+) -> dict[JointReport, dict[str, Result]]:
+    """The results of each joint report that at least two analyses have."""
+    groups: dict[JointReport, dict[str, Result]] = {}
+    for name, analysis in analyses.items():
+        if analysis.joint_report is not None and name in results:
+            groups.setdefault(analysis.joint_report, {})[name] = results[name]
+    return {joint: group for joint, group in groups.items() if len(group) > 1}

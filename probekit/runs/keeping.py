@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from probekit.analysis import Analysis
 
 
+# How the note begins that tells of what an analysis printed.
+PRINTED = "While it computed, the analysis printed"
+
+
 def save(analysis: Analysis[Any], result: object, directory: RunDirectory) -> Result:
     """Save the result of an analysis, and give it back as it was read from disk.
 
@@ -43,7 +47,7 @@ def finish_page(page: Page, saved: Result, lines_printed: int, directory: RunDir
         page.note(note)
     if lines_printed:
         lines = "a line" if lines_printed == 1 else f"{lines_printed} lines"
-        page.note(f"While it computed, the analysis printed {lines}, kept in the run's events.jsonl.")
+        page.note(f"{PRINTED} {lines}, kept in the run's events.jsonl.")
     directory.write_json(f"analyses/{page.title}/page.json", page.to_json())
     directory.write(f"analyses/{page.title}/DONE", b"")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +53,7 @@ def _interrupts_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -94,10 +93,9 @@ def _known(recording: Recording) -> dict[str, Any]:
     """What tells a recording from another: how much it holds, and the hash of its index, which has those of its
     shards.
     """
-    index = hashlib.sha256("".join(line["sha256"] for line in recording.shards).encode()).hexdigest()
     return {
         "path": str(recording.path),
         "sites": recording.sites,
         "tokens": recording.tokens,
-        "sha256": index,
+        "sha256": recording.digest,
     }

@@ -18,8 +18,17 @@ FIRST_SHOWN = 3
 
 
 def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> None:
-    """Write `report.html` and `summary.md` from `run.json`, or the manifest that will be it, and the analyses' pages;
-    the report also from the run's profile, if it has one.
+    """Write `report.html` and `summary.md` as `drawn` gives them.
+
+    Raises UsageError if the directory is damaged or of another version.
+    """
+    for name, content in drawn(directory, manifest).items():
+        directory.write(name, content)
+
+
+def drawn(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> dict[str, bytes]:
+    """`report.html` and `summary.md` from `run.json`, or the manifest that will be it, and the analyses' pages; the
+    report also from the run's profile, if it has one.
 
     Raises UsageError if the directory is damaged or of another version.
     """
@@ -32,8 +41,10 @@ def render(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> N
         ) from None
     profile = profile_page(directory)
     shown = document if profile is None else replace(document, pages=[*document.pages, (profile.title, profile)])
-    directory.write("report.html", render_html(shown).encode(errors="replace"))
-    directory.write("summary.md", render_markdown(document).encode(errors="replace"))
+    return {
+        "report.html": render_html(shown).encode(errors="replace"),
+        "summary.md": render_markdown(document).encode(errors="replace"),
+    }
 
 
 def read_pages(directory: RunDirectory, manifest: Mapping[str, Any]) -> list[tuple[str, Page]]:

@@ -22,7 +22,16 @@ from probekit.runs import RunDirectory, resolve
 OPTIONS = {"gradient-inverter": {"steps": 4, "restarts": 2}, "pseudo-inverse": {"top_k": 2}}
 BOTH = ["gradient-inverter", "pseudo-inverse"]
 ANALYSIS_FILES = {"options.json", "result.json", "tensors.safetensors", "page.json", "DONE"}
-RUN_FILES = {"run.json", "config.toml", "events.jsonl", "timings.json", "analyses", "report.html", "summary.md"}
+RUN_FILES = {
+    "run.json",
+    "config.toml",
+    "events.jsonl",
+    "timings.json",
+    "analyses",
+    "report.html",
+    "summary.md",
+    "hashes.json",
+}
 
 
 def refuse_constant(text: str) -> Any:
@@ -71,7 +80,7 @@ def test_a_run_directory_holds_what_its_design_says_and_nothing_else(run: probek
 
 def test_every_json_file_is_strict_and_every_file_is_text_that_decodes(run: probekit.Run) -> None:
     documents = list(run.path.rglob("*.json"))
-    assert len(documents) == 2 + 3 * len(BOTH)
+    assert len(documents) == 3 + 3 * len(BOTH)
     for path in documents:
         assert isinstance(strict(path.read_text(encoding="utf-8")), dict)
     for line in (run.path / "events.jsonl").read_text(encoding="utf-8").splitlines():

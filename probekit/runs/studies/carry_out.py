@@ -12,6 +12,7 @@ from probekit.analysis.context import Silent
 from probekit.errors import UsageError
 from probekit.plugins import Plugins
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
+from probekit.runs.config import said
 from probekit.runs.directory import RunDirectory, encode_json
 from probekit.runs.outcome import Run, read_run
 from probekit.runs.studies.cells import Cell, by_model, expand, share
@@ -19,7 +20,7 @@ from probekit.runs.studies.engines import Local
 from probekit.runs.studies.file import StudyFile, read_study
 from probekit.runs.studies.judge import Judgement, check_study, judge
 from probekit.runs.studies.page import render_study
-from probekit.runs.studies.work import Engine, Work, cell_folder, failure_file
+from probekit.runs.studies.work import Engine, Work, cell_folder, failure_file, status_of
 
 DEFAULT_FOLDER = Path("probekit-studies")
 
@@ -102,6 +103,8 @@ def study(
     listener: Listener | None = None,
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
     engine: Engine | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> Study:
     """Carry out a study file: run the cells of this share that are missing, then judge and draw all that are there.
 
@@ -109,13 +112,14 @@ def study(
     nothing, an interrupted cell goes on where it was, and the shares of several machines come together in one folder. A
     cell that fails does not end the others; `retry_failed` tries it again. `parameters` replace those of the file.
     `engine` carries the cells out: `Local()`, in this process, or `OnRay(…)`, on workers; the results are the same.
+    With `trust_remote_code` and `allow_pickle` the models of the file that ask for these get them.
     Raises UsageError or PluginError with one sentence for a study that cannot be carried out.
     """
     path = Path(path)
     listener = listener or Silent()
     manager = manager or Plugins()
     file = read_study(path, parameters or {})
-    cells = expand(file, manager)
+    cells = expand(file, manager, said(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle))
     check_study(file, cells)
     folder = Path(output) if output is not None else DEFAULT_FOLDER / path.stem
     _claim(folder, path, file)
@@ -166,7 +170,7 @@ def _collect(folder: Path, cells: Sequence[Cell]) -> Study:
     for key in dict.fromkeys(cell.key for cell in cells):
         place = cell_folder(folder, key)
         failed = failure_file(folder, key)
-        if failed.is_file():
+        if failed.is_file() and status_of(folder, key) != "done":
             outcome.failures[key] = RunDirectory(folder).read_json(f"cells/{failed.name}")["error"]
         elif (place / "run.json").is_file():
             try:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from probekit.analysis import Listener
-from probekit.errors import ProbekitError, UsageError
+from probekit.errors import BusyError, ProbekitError, StorageError, UsageError
+from probekit.files import Lock
+from probekit.models.spec import GRANTS
 from probekit.plugins import Plugins
 from probekit.runs.checkpoints import StopFlag
 from probekit.runs.directory import RunDirectory, encode_json
@@ -33,16 +35,11 @@ class Work:
 
     def waits(self, cell: Cell) -> bool:
         """Whether there is something to do for a cell: it is not done, or failed and is to be tried again."""
-        place = cell_folder(self.folder, cell.key)
-        if failure_file(self.folder, cell.key).is_file():
-            return self.retry_failed
-        if not (place / "run.json").is_file():
-            return True
-        try:
-            status = RunDirectory(place).read_json("run.json").get("status")
-        except UsageError:  # damaged: shown as a failure, and not begun anew over what is there
+        status = status_of(self.folder, cell.key)
+        if status in ("done", "damaged"):  # the latter is shown as a failure, and not begun anew over what is there
             return False
-        return status != "done" and (status != "failed" or self.retry_failed)
+        failed = status == "failed" or failure_file(self.folder, cell.key).is_file()
+        return self.retry_failed or not failed
 
     def name(self, cell: Cell) -> str:
         """`Cell 3 of 40`."""
@@ -65,6 +62,17 @@ def cell_folder(folder: Path, key: str) -> Path:
     return folder / "cells" / key
 
 
+def status_of(folder: Path, key: str) -> str:
+    """The status of a cell's run: nothing if it was not begun, `damaged` if it cannot be read."""
+    place = cell_folder(folder, key)
+    if not (place / "run.json").is_file():
+        return ""
+    try:
+        return str(RunDirectory(place).read_json("run.json").get("status"))
+    except UsageError:
+        return "damaged"
+
+
 def failure_file(folder: Path, key: str) -> Path:
     """Where it is noted why a cell could not be carried out."""
     return folder / "cells" / f"{key}.failed.json"
@@ -80,20 +88,43 @@ def carry_out_cell(
     stop: StopFlag | None = None,
 ) -> str:
     """Carry out a cell, or go on with it; returns what failed in a sentence. What keeps it from beginning is noted
-    beside it.
+    beside it. A cell that another process is at work on, or has done meanwhile, is left to it.
 
-    Raises KeyboardInterrupt after an interrupt.
+    Raises KeyboardInterrupt after an interrupt, and StorageError if the folder cannot be written.
     """
+    try:
+        with Lock(folder / "cells" / f".{cell.key}.lock", cell.label).held():
+            if status_of(folder, cell.key) == "done":
+                return ""
+            return _carry_out(folder, cell, plugins, listener, seconds, subjects, stop)
+    except BusyError:
+        listener.message(f"{cell.label}: another process is at work on it, and it is left to that.")
+        return ""
+
+
+def _carry_out(
+    folder: Path,
+    cell: Cell,
+    plugins: Plugins,
+    listener: Listener,
+    seconds: float,
+    subjects: Subjects,
+    stop: StopFlag | None,
+) -> str:
     place = cell_folder(folder, cell.key)
     failure_file(folder, cell.key).unlink(missing_ok=True)
     try:
         if (place / "run.json").is_file():
-            run = resume(place, plugins, listener, seconds, subjects=subjects, stop=stop)
+            model = cell.resolved.config.model
+            granted = {name: getattr(model, name) for name in GRANTS}
+            run = resume(place, plugins, listener, seconds, subjects=subjects, stop=stop, **granted)
         else:
             # What a process has left that was killed while it made the folder, or removed it.
             for half in (place, *place.parent.glob(f".{place.name}.*")):
                 shutil.rmtree(half, ignore_errors=True)
             run = execute(cell.resolved, plugins, place, listener, (), seconds, subjects=subjects, stop=stop)
+    except (StorageError, BusyError):
+        raise
     except (Exception, SystemExit) as error:  # a bug, or a plugin's: the other cells are still to be run
         sentence = explain(error)
         trace = "" if isinstance(error, ProbekitError) else traceback.format_exc()
