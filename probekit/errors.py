@@ -85,11 +85,16 @@ class StorageError(ProbekitError):
 
     exit_code = 5
 
+    @staticmethod
+    def removed(folder: Path) -> str:
+        """The sentence for a folder that is gone."""
+        return f"The folder '{folder}' was removed while it was written to; say the same again, into a new one."
+
     @classmethod
     def of(cls, folder: Path, error: OSError) -> StorageError:
         """The sentence for what the system says of a folder."""
         if not folder.is_dir():
-            return cls(f"The folder '{folder}' was removed while it was written to.")
+            return cls(cls.removed(folder))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return cls(f"The folder '{folder}' cannot be written: the disk is full; what was written before is whole.")
         reason = error.strerror or str(error)

@@ -31,6 +31,13 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, with the folders that it is in. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as place:
+        place.write_bytes(content)
+
+
 class Lock:
     """The right to work on something, which one process has at a time; the system takes it from a process that ends,
     however it ends.
@@ -38,7 +45,7 @@ class Lock:
 
     def __init__(self, path: Path, what: str) -> None:
         """Take the lock that the file `path` stands for. Raises BusyError, naming `what` is worked on, if another
-        process has it, and StorageError if the file cannot be made.
+        process has it, and OSError if the file cannot be made.
         """
         self._path = path
         self._lock = FileLock(path, thread_local=False)
@@ -48,8 +55,6 @@ class Lock:
             raise BusyError(
                 f"Another process is at work on {what}; wait until it has ended, or end it, and say this again."
             ) from None
-        except OSError as error:
-            raise StorageError.of(path.parent, error) from None
 
     def release(self, moved: Path | None = None) -> None:
         """Give it back and remove its file, which may have `moved` since: those who wait for it see that it is gone."""

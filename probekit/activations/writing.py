@@ -36,7 +36,7 @@ from probekit.activations.format import (
 from probekit.activations.live import LiveActivations
 from probekit.activations.recording import Recording
 from probekit.errors import AnalysisError, StorageError, UsageError
-from probekit.files import LOCK, Lock, storing, written_whole
+from probekit.files import LOCK, Lock, storing, write_whole, written_whole
 from probekit.subject import Subject
 
 # As much as a batch of a live model, so that both make the same batches.
@@ -190,7 +190,9 @@ def _alone(path: Path) -> Iterator[None]:
         made = [each for each in (path, *path.parents) if not each.exists()]  # the nearest first
         path.mkdir(parents=True, exist_ok=True)
     try:
-        with Lock(path / LOCK, f"the recording '{path}'").held():
+        with _writing(path):
+            lock = Lock(path / LOCK, f"the recording '{path}'")
+        with lock.held():
             yield
     finally:
         with suppress(OSError):
@@ -225,8 +227,7 @@ def _begin(path: Path, manifest: Mapping[str, Any], subject: Subject) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with written_whole(path) as place:
-        place.write_text(text, encoding="utf-8")
+    write_whole(path, text.encode())
 
 
 def _check_same(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -15,12 +15,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from probekit.analysis import Result
 from probekit.errors import UsageError
-from probekit.files import LOCK, Lock, storing, written_whole
+from probekit.files import LOCK, Lock, storing, write_whole
 from probekit.finite import from_json
 
 # What this version writes, and what it reads: runs of 0.1.0 had no hashes of their files.
@@ -75,9 +75,8 @@ class RunDirectory:
                 lock = Lock(made / LOCK, f"'{path}'")
                 if existed and [entry.name for entry in path.iterdir()] != [LOCK]:
                     raise UsageError(f"Another process has begun a run in '{path}'; choose another output directory.")
-                directory = cls(made)
                 for name, content in files.items():
-                    directory.write(name, content)
+                    write_whole(made / name, content)
                 if not existed:
                     made.chmod(0o777 & ~_umask())
                     made.rename(path)
@@ -116,8 +115,9 @@ class RunDirectory:
         """An existing run directory, to go on with. Raises UsageError as `open` does, or if another process is at work
         on it, and StorageError if it cannot be written.
         """
-        directory = cls.open(path)
-        return cls(path, lock=Lock(directory.path / LOCK, f"the run '{path}'"))
+        cls.open(path)
+        with storing(path):
+            return cls(path, lock=Lock(path / LOCK, f"the run '{path}'"))
 
     def analysis(self, name: str) -> Path:
         """The folder of one analysis. Raises UsageError for a name that would be a folder elsewhere."""
@@ -156,19 +156,18 @@ class RunDirectory:
         """Write a file below the directory, whole or not at all. Raises StorageError if that is not possible, and does
         not make a directory anew that was removed.
         """
-        target = self.path / name
         with storing(self.path):
             if not self.path.is_dir():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(target) as place:
-                place.write_bytes(content)
+            write_whole(self.path / name, content)
 
     def write_json(self, name: str, document: Any) -> None:
         self.write(name, encode_json(document))
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the directory. Raises UsageError if it is missing, damaged, or of another schema."""
+        if not set(PurePosixPath(name).parts).isdisjoint({"..", "/"}) or "\0" in name:  # of a file that names another
+            raise UsageError(f"The run '{self.path}' is damaged: {name!r} is no file of it.")
         try:
             document = from_json((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:

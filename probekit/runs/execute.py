@@ -15,7 +15,7 @@ from typing import Any
 
 from probekit.analysis import Listener, site_expressions
 from probekit.analysis.context import Silent
-from probekit.errors import StorageError, UsageError
+from probekit.errors import ProbekitError, StorageError, UsageError
 from probekit.plugins import Plugins
 from probekit.runs.analyse import Analyses
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES, StopFlag
@@ -221,8 +221,10 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
     """A disk that cannot be written ends the run; what it had found is kept where its directory is."""
     try:
         yield
-    except StorageError as error:
-        if not directory.path.is_dir():
+    except ProbekitError as error:
+        if not directory.path.is_dir():  # whatever it was that missed it first
+            raise StorageError(StorageError.removed(directory.path)) from None
+        if not isinstance(error, StorageError):
             raise
         again = f"probekit run --resume {shlex.quote(str(directory.path))}"
         raise StorageError(f"{error} With that mended, go on with: {again}") from None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from probekit.errors import UsageError
+from probekit.files import write_whole
 from probekit.report import FIGURE_FORMATS, Figure, Page, draw_figures
 from probekit.report.markdown import inline
 from probekit.runs.directory import RunDirectory
@@ -37,7 +38,7 @@ def save_figures(path: Path, folder: Path, formats: Sequence[str]) -> list[Figur
             raise UsageError(f"The file '{folder / name}' exists; name another folder for the figures, or remove it.")
     try:
         for name, content in files.items():
-            RunDirectory(folder).write(name, content)
+            write_whole(folder / name, content)
     except OSError as error:
         raise UsageError(f"The figures cannot be written to '{folder}': {error.strerror}.") from None
     return drawn

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from probekit.errors import UsageError
+from probekit.files import write_whole
 from probekit.report import Document, Page, render_html, render_markdown
 from probekit.report.characters import one_line
-from probekit.runs.directory import RunDirectory
 from probekit.runs.entries import (
     DAMAGED,
     RECORDING_FILE,
@@ -239,7 +239,7 @@ def _begins_with(path: Path, opening: bytes) -> bool:
 
 def _write(path: Path, text: str) -> None:
     try:
-        RunDirectory(path.parent).write(path.name, text.encode(errors="replace"))
+        write_whole(path, text.encode(errors="replace"))
     except OSError as error:
         raise UsageError(f"The output '{path}' cannot be written: {error.strerror}.") from None
 

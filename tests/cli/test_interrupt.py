@@ -185,10 +185,12 @@ def started(samples: Path, tiny_gpt2: Callable[..., Path], tmp_path: Path) -> It
     """`started("sound", "endless")`: a process that runs these analyses."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start(*plugins: str, output: Path = tmp_path / "run") -> subprocess.Popen[str]:
+    def start(*plugins: str, output: Path = tmp_path / "run", deaf: bool = False) -> subprocess.Popen[str]:
         words = [word for plugin in plugins for word in ("--plugin", plugin)]
+        # As a shell begins what is in the background of a script.
+        deafened = ["sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable] if deaf else [sys.executable]
         process = subprocess.Popen(
-            [sys.executable, "-m", "probekit", "run", "--model", str(tiny_gpt2()), *words, "--output", str(output)],
+            [*deafened, "-m", "probekit", "run", "--model", str(tiny_gpt2()), *words, "--output", str(output)],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": f"{samples}{os.pathsep}{ROOT}"},
             stdin=subprocess.DEVNULL,
@@ -214,16 +216,21 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize(
+    ("number", "deaf"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM where Ctrl-C is ignored"],
+)
 def test_an_interrupted_run_keeps_what_is_finished_and_draws_its_report(
-    started: Callable[..., Any], tmp_path: Path, probekit_cli: Any
+    number: signal.Signals, deaf: bool, started: Callable[..., Any], tmp_path: Path, probekit_cli: Any
 ) -> None:
     run = tmp_path / "run"
-    process = started("sound", "endless", "second")
+    process = started("sound", "endless", "second", deaf=deaf)
     wait_until((run / "analyses/sound/DONE").is_file, process)
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in err
     assert "Interrupted" in err
     manifest = read(run / "run.json")
@@ -255,12 +262,15 @@ def test_an_analysis_that_does_not_listen_is_ended_by_a_second_interrupt(
     assert (run / "report.html").is_file()
 
 
-def test_an_interrupt_while_the_model_loads_leaves_no_directory(started: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_the_model_loads_leaves_no_directory(
+    number: signal.Signals, started: Callable[..., Any], tmp_path: Path
+) -> None:
     run = tmp_path / "deep" / "run"
     process = started("sound", output=run)
     wait_until(run.is_dir, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     assert not run.parent.exists()

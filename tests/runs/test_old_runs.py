@@ -49,10 +49,10 @@ def test_old_runs_are_compared_listed_and_their_figures_saved(old: Path, probeki
     runs = sorted(str(path) for path in (old / "study" / "cells").iterdir())
     assert probekit_cli("compare", *runs, "--output", str(old / "compared.html")).code == 0
     listing = json.loads(probekit_cli("runs", str(old), "--json").out)
-    found = {(Path(each["path"]).name, each["kind"], each["status"]) for each in listing["runs"]}
+    found = {(each["name"], each["kind"], each["status"]) for each in listing["entries"]}
     assert {("inverter-and-walks", "run", "done"), ("failed", "run", "failed")} <= found
     assert {("a-recording", "recording", "done"), ("study", "study", "done")} <= found
-    assert probekit_cli("report", str(old / "study"), "--figures", str(old / "figures"), "--format", "csv").code == 0
+    assert probekit_cli("report", str(old / "profiled"), "--figures", str(old / "figures"), "--format", "csv").code == 0
 
 
 def test_analyses_of_activations_run_on_an_old_recording(old: Path, tmp_path: Path) -> None:

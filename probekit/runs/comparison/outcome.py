@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from probekit.errors import UsageError
+from probekit.files import write_whole
 from probekit.report import render_html
 from probekit.runs.comparison.differences import Metric, differing, metrics_of, settings
 from probekit.runs.comparison.document import draw
 from probekit.runs.comparison.sides import Side, read_sides
-from probekit.runs.directory import RunDirectory
 
 DEFAULT_NAME = "comparison"
 
@@ -120,7 +120,7 @@ def write_comparison(sides: list[Side], target: Path, command: str) -> Compariso
         raise UsageError(f"The runs share no analysis that all of them finished: {having}.")
     html = render_html(draw(sides, analyses, command))
     try:
-        RunDirectory(target.parent).write(target.name, html.encode(errors="replace"))
+        write_whole(target, html.encode(errors="replace"))
     except OSError as error:
         raise UsageError(f"The output '{target}' cannot be written: {error.strerror}.") from None
     return Comparison(target, sides, analyses)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from probekit.analysis import Listener
 from probekit.errors import BusyError, ProbekitError, StorageError, UsageError
-from probekit.files import Lock
+from probekit.files import Lock, storing
 from probekit.models.spec import GRANTS
 from probekit.plugins import Plugins
 from probekit.runs.checkpoints import StopFlag
@@ -93,7 +93,9 @@ def carry_out_cell(
     Raises KeyboardInterrupt after an interrupt, and StorageError if the folder cannot be written.
     """
     try:
-        with Lock(folder / "cells" / f".{cell.key}.lock", cell.label).held():
+        with storing(folder):
+            lock = Lock(folder / "cells" / f".{cell.key}.lock", cell.label)
+        with lock.held():
             if status_of(folder, cell.key) == "done":
                 return ""
             return _carry_out(folder, cell, plugins, listener, seconds, subjects, stop)
