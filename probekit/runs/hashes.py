@@ -70,11 +70,17 @@ def check_hashes(directory: RunDirectory) -> Hashed:
 
 
 def digest(files: Mapping[str, str]) -> str:
-    """One hash of what a run found, the same for runs that found the same wherever they are: SHA-256 over names and
-    hashes but for the drawn report and `run.json`, which has the command's own words.
+    """One hash of what a run was asked and found, the same wherever it ran: SHA-256 over the names and hashes of
+    `config.toml`, options, results, tensors and files; pages are drawn from these, and may show times.
     """
-    kept = sorted((name, value) for name, value in files.items() if name not in (*DRAWN, "run.json"))
+    kept = sorted((name, value) for name, value in files.items() if _is_found(name))
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def _is_found(name: str) -> bool:
+    return name == "config.toml" or (
+        name.startswith("analyses/") and not name.endswith(("/page.json", "/traceback.txt"))
+    )
 
 
 def files_of(folder: Path) -> Iterator[str]:

@@ -60,6 +60,7 @@ def save_run(
         "analyses": {name: {"status": "done"} for name in pages}
         | {name: {"status": "failed", "error": text} for name, text in failures.items()},
     }
+    path.mkdir(parents=True, exist_ok=True)
     directory = RunDirectory(path)
     directory.write_json("run.json", manifest)
     for name, page in pages.items():
@@ -543,7 +544,7 @@ def spoil(path: Path, how: str) -> None:
         ("no run.json", "is no run directory"),
         ("cut off", "is damaged"),
         ("no configuration", "is damaged"),
-        ("another schema", "has another schema than 1"),
+        ("another schema", "has the schema 99, and this probekit reads 1 and 2"),
         ("analyses are a list", "is damaged"),
         ("no page", "has no analyses/probe/page.json"),
         ("unknown block", "is damaged"),

@@ -93,7 +93,7 @@ def test_the_manifest_says_what_was_asked_and_what_it_was_done_with(run: probeki
     import transformers
 
     manifest = strict((run.path / "run.json").read_text(encoding="utf-8"))
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert manifest["status"] == run.status == "done"
     assert manifest["configuration"]["seed"] == 7
     assert manifest["configuration"]["options"]["gradient-inverter"]["steps"] == 4
@@ -277,14 +277,15 @@ def test_a_result_that_is_missing_or_of_another_schema_is_a_sentence(copied: Pat
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = RunDirectory.create(tmp_path / "run", {"run.json": b"old"})
+    with RunDirectory.create(tmp_path / "run", {"run.json": b"old"}) as directory:
+        pass
 
     def fail(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(probekit.StorageError, match="the disk is full"):
             directory.write("run.json", b"new")
     assert [(path.name, path.read_bytes()) for path in directory.path.iterdir()] == [("run.json", b"old")]
 
