@@ -24,16 +24,16 @@ class Batches:
     whenever memory runs out.
 
     What was halved once stays so for the batches that follow. Where memory ran out, and what an estimate chose, is kept
-    for a run that is resumed, so that it goes on in the same batches.
+    for a run that is resumed, so that it goes on in the same batches: what they are by then goes with every stage and
+    loop of the context.
     """
 
-    def __init__(self, context: Context, options: Options | None = None) -> None:
-        """The option is `rows_at_once`, where there is one."""
-        self._context = context
+    def __init__(self, context: Context, options: Options | None = None, purpose: str = "") -> None:
+        """The option is `rows_at_once`, where there is one; `purpose` tells batches apart whose rows cost otherwise."""
+        self._context, self._carried = context, context.carried
+        self._name = f"rows at once/{purpose}"
         self._has_option = hasattr(options, "rows_at_once")
-        self._at_once: int | None = getattr(options, "rows_at_once", None)
-        self._told = self._at_once is not None
-        self._halved = False
+        self._option: int | None = getattr(options, "rows_at_once", None)
         self._chosen: dict[str, int] = {}  # where an estimate chose fewer than all
         with torch.enable_grad():
             self._leaf = torch.zeros((), requires_grad=True)
@@ -44,10 +44,14 @@ class Batches:
 
         `compute` is called for the same rows again if memory runs out. What it was at then is set free before.
         """
+        self._remember(self._call + 1, self.halved_to)
+        # By its number a call is known from others at the same place, such as those of another step.
+        place = f"{where}/call {self._call}"
+        before = dict(self._carried.values)
         rows = max(1, min(self._at_once or count, most or count, count))
         while True:
-            key = f"out of memory/{where}/{rows} rows"
-            if rows == 1 or not self._is_known(key):
+            key = f"out of memory/{place}/{rows} rows"
+            if rows == 1 or not self.is_known(key):
                 try:
                     return [compute(slice(first, min(first + rows, count))) for first in range(0, count, rows)]
                 except Exception as error:
@@ -59,6 +63,7 @@ class Batches:
                         raise
                 # Only here: until the exception is gone, its traceback holds the tensors of what failed.
                 clear_device_cache(garbage_collection=True)
+                self._carried.values = dict(before)  # a resumed run knows nothing of what came to nothing
                 self._context.stage(key, lambda: {"rows": torch.tensor(rows)})  # noqa: B023
             rows = -(-rows // 2)
             self.limit(rows)
@@ -74,7 +79,7 @@ class Batches:
         """`most` for the parts of `count` rows: what `fitting` says, or said before the run was resumed; all where the
         options say how many.
         """
-        if count == 1 or self._told:
+        if count == 1 or self._option is not None:
             return count
         found = self._context.stage(f"rows at once/{where}", lambda: {"rows": torch.tensor(fitting(count))})
         rows = min(count, max(1, int(found["rows"])))
@@ -87,11 +92,14 @@ class Batches:
         """The same, for work that may come to nothing: what it finds out about memory counts once it is adopted."""
         other = copy.copy(self)
         other._chosen = dict(self._chosen)
+        other._carried = copy.copy(self._carried)
+        other._carried.values = dict(self._carried.values)
         return other
 
     def adopt(self, other: Batches) -> None:
         """Take over what an attempt has found out."""
-        self._at_once, self._halved, self._chosen = other._at_once, other._halved, other._chosen
+        self._remember(other._call, other.halved_to)
+        self._chosen = other._chosen
 
     def _forget_pending(self) -> None:
         """Have autograd forget what a backward pass that failed had still to do: on the CPU its queue keeps that, and
@@ -99,8 +107,8 @@ class Batches:
         """
         torch.autograd.grad(self._early, self._leaf, retain_graph=True)
 
-    def _is_known(self, key: str) -> bool:
-        """Whether memory ran out there before, in a run that is resumed."""
+    def is_known(self, key: str) -> bool:
+        """Whether a stage of this key was saved, in a run that is resumed."""
 
         def unknown() -> dict[str, torch.Tensor]:
             raise LookupError
@@ -111,20 +119,33 @@ class Batches:
             return False
         return True
 
+    def _remember(self, call: int, halved_to: int) -> None:
+        self._carried.values[self._name] = torch.tensor([call, halved_to])
+
+    @property
+    def _call(self) -> int:
+        """How many times parts were asked for."""
+        return int(self._carried.values[self._name][0]) if self._name in self._carried.values else 0
+
     @property
     def halved_to(self) -> int:
         """So many rows at once after memory ran out; 0 if it never did."""
-        return self._at_once or 0 if self._halved else 0
+        return int(self._carried.values[self._name][1]) if self._name in self._carried.values else 0
+
+    @property
+    def _at_once(self) -> int | None:
+        """Most rows at once, as the options say and as memory was found to hold."""
+        bounds = [rows for rows in (self._option, self.halved_to) if rows]
+        return min(bounds) if bounds else None
 
     def limit(self, rows: int) -> None:
         """Never more rows at once from now on, because memory ran out; nothing for 0."""
         if rows:
-            self._at_once = min(rows, self._at_once or rows)
-            self._halved = True
+            self._remember(self._call, min(rows, self._at_once or rows))
 
     def notes(self) -> list[str]:
         """What a reader has to know of how many rows were computed at once."""
-        if self._halved:
+        if self.halved_to:
             rows = f"{self._at_once}"
             begin = f"Memory ran out, so that in the end {rows} rows were computed at once"
         elif self._chosen:

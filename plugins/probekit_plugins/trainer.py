@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 State = dict[str, torch.Tensor]
 # The loss is looked at for NaN so many times in a training: to look waits for the device.
 LOOKS = 50
-# Points of a loss curve that a result keeps.
-POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,6 @@ class Training:
     def steps(self) -> int:
         """Steps that were made."""
         return len(self.losses)
-
-    def curve(self) -> list[tuple[int, float]]:
-        """The loss over the steps: the mean of as many stretches as a chart shows, each at its last step."""
-        size = -(-self.steps // POINTS)
-        parts = self.losses.double().split(size)
-        return [(min((index + 1) * size, self.steps), float(part.mean())) for index, part in enumerate(parts)]
 
 
 def learning_rate(options: TrainingOptions, share: float, first: float) -> float:

@@ -58,12 +58,15 @@ class ActivationStatistics(probekit.ActivationAnalysis[ActivationStatisticsOptio
         self._statistics.add(batch)
 
     def finish(self) -> Result:
-        from probekit_plugins.activation_statistics.summary import summarised
-
         statistics, self._statistics = self._statistics, None
         if statistics is None:
             raise probekit.AnalysisError("There are no activations to measure; give at least one prompt.")
-        return summarised(statistics)
+        return self.recompute(statistics.measured())
+
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.activation_statistics.summary import figured
+
+        return figured(result, self.options)
 
     def report(self, result: Result, page: Page) -> None:
         from probekit_plugins.activation_statistics.page import draw

@@ -1,8 +1,6 @@
-"""Quantiles of any number of magnitudes in fixed memory: a histogram with logarithmic classes."""
+"""Any number of magnitudes in fixed memory: a histogram with logarithmic classes."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -27,21 +25,7 @@ class Magnitudes:
         classes = ((bits + 0x8000) >> 16).clamp_(max=_LARGEST_FINITE)
         self._counts += torch.bincount(classes, minlength=CLASSES).cpu()
 
-    @property
-    def count(self) -> int:
-        """How many have been counted."""
-        return int(self._counts.sum())
-
-    def quantile(self, share: float) -> float:
-        """The least class that at least this share of the magnitudes do not exceed; 0.5 is the lower median."""
-        rank = max(1, math.ceil(share * self.count))
-        return float(_values()[int((self._counts.cumsum(0) < rank).sum())])
-
-    def above(self, bound: float) -> int:
-        """How many are of a class above this bound."""
-        return int(self._counts[_values() > bound].sum())
-
-
-def _values() -> torch.Tensor:
-    """The value of each class; those past the largest finite one are infinite or NaN, and empty."""
-    return (torch.arange(CLASSES, dtype=torch.int32) << 16).view(torch.float32).double()
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The `values` of the classes that there are, rising, in fp32, and how many magnitudes each has, `counts`."""
+        classes = self._counts.nonzero()[:, 0]
+        return {"values": (classes.int() << 16).view(torch.float32), "counts": self._counts[classes]}

@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-
-
-@dataclass(frozen=True)
-class Place:
-    """One figure: its value with its sign, and its dimension, position, prompt (from 0) and token."""
-
-    value: float
-    dimension: int
-    position: int
-    prompt: int
-    token: int
 
 
 class Largest:
@@ -53,7 +40,8 @@ class Largest:
         order = order[: self._most]
         self._values, self._places = values[order], places[:, order]
 
-    def places(self) -> list[Place]:
-        """What has been kept, the greatest first."""
-        figures = zip(self._values.tolist(), *self._places.tolist(), strict=True)
-        return [Place(*each) for each in figures]
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What has been kept, the greatest first: `values` `[n]` with their signs, and `places` `[4, n]`, each one's
+        dimension, position, prompt (from 0) and token.
+        """
+        return {"values": self._values, "places": self._places}

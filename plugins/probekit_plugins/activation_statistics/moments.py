@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import torch
 
-# Activations that vary by less than this share of their own length do not vary: it is what fp32 rounds off.
-_NO_SPREAD = 1e-7
-
 
 class Covariance:
     """Mean `[width]` and `Σ (x − x̄)(x − x̄)ᵀ` `[width, width]`, in float64 on the CPU.
@@ -33,15 +30,9 @@ class Covariance:
         self._mean += apart * (len(rows) / total)
         self.count = total
 
-    def participation_ratio(self) -> float | None:
-        """`(Σ λ)² / Σ λ² = tr(C)² / ‖C‖_F²` with λ the eigenvalues of the covariance C: between 1 and the width.
-
-        None for fewer than two rows, or for rows that are all the same.
-        """
-        trace = float(self._products.trace())
-        if self.count < 2 or trace <= self.count * _NO_SPREAD**2 * float(self._mean @ self._mean):
-            return None
-        return float((trace / self._products.norm()) ** 2)
+    def tensor(self) -> torch.Tensor:
+        """What the participation ratio follows from: `tr(C)`, `‖C‖_F` (of C times the count) and `‖x̄‖²`, `[3]`."""
+        return torch.stack([self._products.trace(), self._products.norm(), self._mean @ self._mean])
 
 
 class Directions:
@@ -57,11 +48,6 @@ class Directions:
         self._sum += (rows[directed] / norms[directed][:, None]).sum(0).cpu()
         self.count += int(directed.sum())
 
-    def mean_cosine(self) -> float | None:
-        """`(‖Σ u‖² − n) / (n (n − 1))`: the mean over all pairs of different tokens, and so unbiased for any n ≥ 2.
-
-        None for fewer.
-        """
-        if self.count < 2:
-            return None
-        return (float(self._sum @ self._sum) - self.count) / (self.count * (self.count - 1))
+    def squared_length(self) -> float:
+        """`‖Σ u‖²`."""
+        return float(self._sum @ self._sum)

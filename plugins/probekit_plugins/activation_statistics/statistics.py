@@ -1,4 +1,6 @@
-"""What is kept of all activations: sums, counts and extremes for each site, in memory that prompts do not add to."""
+"""What is measured of all activations: sums, counts and extremes for each site, in memory that prompts do not add
+to.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from probekit import Result, TokenSequence
+from probekit_plugins import widths
 from probekit_plugins.activation_rows import finite_rows, in_double
 from probekit_plugins.activation_statistics.histogram import Magnitudes
 from probekit_plugins.activation_statistics.largest import Largest
@@ -69,7 +73,7 @@ class SiteStatistics:
 
 
 class Statistics:
-    """What is kept of every site."""
+    """What is kept of every site, and how it is saved."""
 
     def __init__(self, options: ActivationStatisticsOptions) -> None:
         self.options = options
@@ -78,8 +82,6 @@ class Statistics:
         self.tokens = 0
         self.tokens_kept = 0
         self.tokens_by_position = torch.zeros(options.positions, dtype=torch.long)
-        # Sites whose covariance is left out, since it does not fit into the memory that it is given.
-        self.too_wide: list[str] = []
         self.token_texts: Callable[[Sequence[int]], list[str]] = lambda ids: [str(index) for index in ids]
 
     def add(self, batch: ActivationBatch) -> None:
@@ -101,5 +103,35 @@ class Statistics:
         fitting = set(widths.values()) if memory else set()
         while sum(8 * width**2 for width in widths.values() if width in fitting) > memory:
             fitting.remove(max(fitting))
-        self.too_wide = [site for site, width in widths.items() if memory and width not in fitting]
         self.sites = {site: SiteStatistics(width, self.options, width in fitting) for site, width in widths.items()}
+
+    def measured(self) -> Result:
+        """All of it, without figures."""
+        result = Result()
+        for site, found in self.sites.items():
+            for name, counted in (("norms", found.norms), ("magnitudes", found.magnitudes)):
+                result.tensors |= {f"{name}/{site}/{part}": tensor for part, tensor in counted.tensors().items()}
+            result.tensors |= {f"largest/{site}/{part}": tensor for part, tensor in found.largest.tensors().items()}
+            result.tensors[f"share_above/{site}"] = found.tokens_above.double() / found.tokens
+            result.tensors[f"largest_by_dimension/{site}"] = found.largest_by_dimension
+            if found.covariance is not None:
+                result.tensors[f"covariance/{site}"] = found.covariance.tensor()
+        every = self.sites.values()
+        seen = int((self.tokens_by_position > 0).sum())
+        counts = self.tokens_by_position[:seen]
+        sums = torch.stack([found.norm_by_position[:seen] for found in every])
+        result.tensors |= {
+            **widths.as_tensors({site: found.width for site, found in self.sites.items()}),
+            "norm_by_position": sums / counts,
+            "tokens_by_position": counts,
+            "norm_sum": torch.tensor([found.norm_sum for found in every], dtype=torch.float64),
+            "norm_max": torch.tensor([found.norm_max for found in every], dtype=torch.float64),
+            "directions": torch.tensor([found.directions.count for found in every]),
+            "direction_squares": torch.tensor(
+                [found.directions.squared_length() for found in every], dtype=torch.float64
+            ),
+            **{name: torch.tensor(getattr(self, name)) for name in ("prompts", "tokens", "tokens_kept")},
+        }
+        named = list(dict.fromkeys(torch.cat([found.largest.tensors()["places"][3] for found in every]).tolist()))
+        result.sequences["vocabulary"] = [TokenSequence(named, self.token_texts(named))]
+        return result

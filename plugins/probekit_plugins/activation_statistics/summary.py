@@ -1,18 +1,22 @@
-"""The result of the activation statistics: figures by site, the largest ones, outlier features, and the finding."""
+"""From what was measured to figures: by site, the largest ones, outlier features, and the finding. No torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from probekit import Result
+from probekit_plugins import widths
+from probekit_plugins.activation_statistics.formulas import Classes, mean_cosine, participation_ratio
+from probekit_plugins.arrays import array
 
 if TYPE_CHECKING:
-    from probekit_plugins.activation_statistics.statistics import SiteStatistics, Statistics
+    from probekit import Result
+    from probekit_plugins.activation_statistics import ActivationStatisticsOptions
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
+Tensors = Mapping[str, Any]
 # Sun et al. (2024): a magnitude above the first, and about so many times the median.
 MASSIVE, MASSIVE_RATIO = 100.0, 1000.0
 # So many outlier features of a site are in the table; all are in the tensors.
@@ -21,84 +25,81 @@ MOST_FEATURES = 50
 TOKENS_PER_DIMENSION = 10
 
 
-def summarised(statistics: Statistics) -> Result:
-    """All figures as a result."""
-    result = Result(tables={"sites": [], "largest": [], "outlier_features": []})
-    for site, found in statistics.sites.items():
-        figures = _figures(found, statistics.options.outlier_share)
+def figured(measured: Result, options: ActivationStatisticsOptions) -> Result:
+    """A result with the figures that follow from its tensors, of torch or of numpy, and the texts of tokens."""
+    tensors = {name: array(tensor) for name, tensor in measured.tensors.items()}
+    [vocabulary] = measured.sequences["vocabulary"]
+    texts = dict(zip(vocabulary.ids, vocabulary.tokens, strict=True))
+    result = replace(measured, tables={"sites": [], "largest": [], "outlier_features": []}, metrics={})
+    for place, (site, width) in enumerate(widths.of_tensors(tensors).items()):
+        figures = {"width": width, **_figures(tensors, site, place, options.outlier_share)}
         result.tables["sites"].append({"site": site, **figures})
         result.metrics |= {f"{site}/{name}": value for name, value in figures.items()}
-        result.tables["largest"] += _largest(statistics, site, figures["magnitude_median"])
-        result.tables["outlier_features"] += _outlier_features(site, found, statistics.options.outlier_share)
-        result.tensors[f"share_above/{site}"] = found.tokens_above.double() / found.tokens
-        result.tensors[f"largest_by_dimension/{site}"] = found.largest_by_dimension
-    seen = int((statistics.tokens_by_position > 0).sum())
-    counts = statistics.tokens_by_position[:seen]
-    sums = torch.stack([found.norm_by_position[:seen] for found in statistics.sites.values()])
-    result.tensors |= {"norm_by_position": sums / counts, "tokens_by_position": counts}
-    result.metrics |= {
-        "prompts": statistics.prompts,
-        "tokens": statistics.tokens,
-        "tokens_kept": statistics.tokens_kept,
-    }
+        result.tables["largest"] += _largest(tensors, site, figures["magnitude_median"], texts)
+        result.tables["outlier_features"] += _outlier_features(tensors, site, options.outlier_share)
+    result.metrics |= {name: int(tensors[name].item()) for name in ("prompts", "tokens", "tokens_kept")}
     result.finding = _finding(result)
-    result.notes += _notes(statistics)
+    result.notes = [*measured.notes, *_notes(result, options)]
     return result
 
 
-def _figures(found: SiteStatistics, outlier_share: float) -> Row:
-    median = found.magnitudes.quantile(0.5)
-    places = found.largest.places()
-    largest = abs(places[0].value) if places else 0.0
+def _figures(tensors: Tensors, site: str, place: int, outlier_share: float) -> Row:
+    tokens, kept = (int(tensors[name].item()) for name in ("tokens", "tokens_kept"))
+    norms, magnitudes = (
+        Classes(tensors[f"{name}/{site}/values"].astype(float), tensors[f"{name}/{site}/counts"])
+        for name in ("norms", "magnitudes")
+    )
+    median = magnitudes.quantile(0.5)
+    largest = max(abs(tensors[f"largest/{site}/values"]).tolist(), default=0.0)
+    covariance = tensors.get(f"covariance/{site}")
     return {
-        "width": found.width,
-        "tokens": found.tokens,
-        "norm_mean": found.norm_sum / found.tokens,
-        "norm_median": found.norms.quantile(0.5),
-        "norm_5_percent": found.norms.quantile(0.05),
-        "norm_95_percent": found.norms.quantile(0.95),
-        "norm_max": found.norm_max,
+        "tokens": tokens,
+        "norm_mean": float(tensors["norm_sum"][place]) / tokens,
+        "norm_median": norms.quantile(0.5),
+        "norm_5_percent": norms.quantile(0.05),
+        "norm_95_percent": norms.quantile(0.95),
+        "norm_max": float(tensors["norm_max"][place]),
         "magnitude_median": median,
         "magnitude_max": largest,
         "magnitude_max_over_median": largest / median if median else None,
-        "massive": found.magnitudes.above(max(MASSIVE, MASSIVE_RATIO * median)),
-        "outlier_features": int((found.tokens_above >= outlier_share * found.tokens).sum()),
-        "effective_dimension": found.covariance.participation_ratio() if found.covariance is not None else None,
-        "mean_cosine": found.directions.mean_cosine(),
+        "massive": magnitudes.above(max(MASSIVE, MASSIVE_RATIO * median)),
+        "outlier_features": int((tensors[f"share_above/{site}"] >= outlier_share).sum()),
+        "effective_dimension": None if covariance is None else participation_ratio(kept, *covariance.tolist()),
+        "mean_cosine": mean_cosine(int(tensors["directions"][place]), float(tensors["direction_squares"][place])),
     }
 
 
-def _largest(statistics: Statistics, site: str, median: Scalar) -> list[Row]:
-    places = statistics.sites[site].largest.places()
-    texts = statistics.token_texts([place.token for place in places])
+def _largest(tensors: Tensors, site: str, median: Scalar, texts: Mapping[int, str]) -> list[Row]:
+    values, places = (tensors[f"largest/{site}/{part}"].tolist() for part in ("values", "places"))
     return [
         {
             "site": site,
             "rank": rank,
-            "value": place.value,
-            "over_median": abs(place.value) / float(median) if median else None,
-            "dimension": place.dimension,
-            "position": place.position,
-            "prompt": place.prompt,
-            "token_id": place.token,
-            "token": text,
+            "value": value,
+            "over_median": abs(value) / float(median) if median else None,
+            "dimension": dimension,
+            "position": position,
+            "prompt": prompt,
+            "token_id": token,
+            "token": texts[token],
         }
-        for rank, (place, text) in enumerate(zip(places, texts, strict=True))
+        for rank, (value, dimension, position, prompt, token) in enumerate(zip(values, *places, strict=True))
     ]
 
 
-def _outlier_features(site: str, found: SiteStatistics, share: float) -> list[Row]:
+def _outlier_features(tensors: Tensors, site: str, share: float) -> list[Row]:
     """Dimensions that are outliers in enough of the tokens, those of the most tokens first."""
-    order = found.tokens_above.argsort(descending=True, stable=True)[:MOST_FEATURES].tolist()
+    shares, largest = tensors[f"share_above/{site}"], tensors[f"largest_by_dimension/{site}"]
+    order = (-shares).argsort(kind="stable")[:MOST_FEATURES].tolist()
     return [
         {
             "site": site,
             "dimension": dimension,
-            "share_of_tokens": float(found.tokens_above[dimension]) / found.tokens,
-            "largest": float(found.largest_by_dimension[dimension]),
+            "share_of_tokens": float(shares[dimension]),
+            "largest": float(largest[dimension]),
         }
         for dimension in order
-        if float(found.tokens_above[dimension]) >= share * found.tokens
+        if shares[dimension] >= share
     ]
 
 
@@ -135,26 +136,28 @@ def _over(first: Row, last: Row, name: str, digits: str) -> str:
     return here if first is last else f"{format(float(first[name] or 0), digits)} at {first['site']} and {here}"
 
 
-def _notes(statistics: Statistics) -> list[str]:
+def _notes(result: Result, options: ActivationStatisticsOptions) -> list[str]:
     notes = []
-    skipped, kept = statistics.options.skip_first, statistics.tokens_kept
+    rows = result.tables["sites"]
+    skipped, kept, tokens = options.skip_first, int(result.metrics["tokens_kept"] or 0), result.metrics["tokens"]
     if skipped:
         many = "position 0 does" if skipped == 1 else f"positions 0 to {skipped - 1} do"
         notes.append(
-            f"The effective dimension and the mean cosine are of {kept} of {statistics.tokens} tokens: {many} not "
+            f"The effective dimension and the mean cosine are of {kept} of {tokens} tokens: {many} not "
             "count for them (-o skip_first=0 counts all)."
         )
-    if statistics.options.covariance_memory == 0:
+    every = {str(row["site"]): int(row["width"] or 0) for row in rows}
+    # A covariance that does not fit into the memory that it is given is left out.
+    measured = {site: width for site, width in every.items() if f"covariance/{site}" in result.tensors}
+    if options.covariance_memory == 0:
         notes.append("The effective dimension was not asked for (-o covariance_memory=4 gives it 4 GiB).")
-    if statistics.too_wide:
-        needed = sum(8 * found.width**2 for found in statistics.sites.values()) / 2**30
+    elif too_wide := [site for site in every if site not in measured]:
+        needed = sum(8 * width**2 for width in every.values()) / 2**30
         notes.append(
-            f"No effective dimension of {', '.join(statistics.too_wide)}: all covariances together take {needed:.1f} "
-            f"GiB, more than the {statistics.options.covariance_memory:g} they may have (-o covariance_memory=…)."
+            f"No effective dimension of {', '.join(too_wide)}: all covariances together take {needed:.1f} "
+            f"GiB, more than the {options.covariance_memory:g} they may have (-o covariance_memory=…)."
         )
-    measured = {site: found.covariance for site, found in statistics.sites.items() if found.covariance is not None}
-    widths = {site: statistics.sites[site].width for site in measured}
-    few = [site for site, width in widths.items() if kept < TOKENS_PER_DIMENSION * width]
+    few = [site for site, width in measured.items() if kept < TOKENS_PER_DIMENSION * width]
     if kept < 2:
         notes.append(
             "The effective dimension and the mean cosine need at least two tokens that count, so they are missing."
@@ -162,9 +165,9 @@ def _notes(statistics: Statistics) -> list[str]:
     elif few:
         notes.append(
             f"{kept} tokens are few for the effective dimension of {', '.join(few)}, which comes out too low with "
-            f"fewer than about ten for each dimension ({TOKENS_PER_DIMENSION * max(widths.values())})."
+            f"fewer than about ten for each dimension ({TOKENS_PER_DIMENSION * max(measured.values())})."
         )
-    still = [site for site, covariance in measured.items() if covariance.participation_ratio() is None]
+    still = [str(row["site"]) for row in rows if row["site"] in measured and row["effective_dimension"] is None]
     if kept >= 2 and still:
         notes.append(f"All tokens have the same activation at {', '.join(still)}, so that no dimension is used there.")
     return notes

@@ -137,6 +137,12 @@ class Autoencoder(probekit.ActivationAnalysis[AutoencoderOptions]):
 
         draw(result, page, self.options)
 
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.autoencoder.rows import fill
+
+        fill(result, self.options)
+        return result
+
 
 @probekit.hookimpl
 def probekit_analyses() -> list[type[probekit.Analysis[AutoencoderOptions]]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from probekit import TokenSequence
 from probekit_plugins.autoencoder.labels import Labels
 
 if TYPE_CHECKING:
@@ -25,13 +26,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """One training, or an autoencoder that was saved before: its row of the table `trained` grows as it is measured."""
+    """One training, or an autoencoder that was saved before, and what is told of it beside its figures."""
 
     name: str
     setting: Setting | None
     seed: int
     module: Autoencoder | Contrastive
-    row: Row
+    about: Row
     write: Callable[[Mapping[str, Any]], dict[str, bytes]] | None = None
     """Its files, given what is to be said of it; None for one that was saved before."""
 
@@ -64,6 +65,21 @@ class Bench:
     def held(self) -> torch.Tensor:
         """The examples that were held out, `[n, views, d]`."""
         return self.examples.held
+
+    def keep(self, name: str | None, **tensors: torch.Tensor) -> None:
+        """Tensors of the result, of the place, or of a training there."""
+        of = self.name if name is None else f"{self.name}/{name}"
+        self.result.tensors |= {f"{what}/{of}": tensor for what, tensor in tensors.items()}
+
+    def keep_labels(self, labels: torch.Tensor) -> None:
+        """How labels of examples are shown, each once."""
+        assert self.labels is not None
+        kept = self.result.sequences.setdefault("labels", [])
+        known = {each.labels["label"] for each in kept if each.labels["site"] == self.name}
+        for label in dict.fromkeys(labels.tolist()):
+            if label not in known:
+                text = self.labels.text(label, self.examples)
+                kept.append(TokenSequence([], [], {"site": self.name, "label": label, "text": text}))
 
     @cached_property
     def data(self) -> dict[str, str | int]:

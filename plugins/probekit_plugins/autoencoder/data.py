@@ -124,9 +124,9 @@ class Data:
 
     def _written(self, subject: Subject, first: torch.Tensor) -> torch.Tensor:
         length = piece_length(subject, self._options.length, USUAL_LENGTH, "length")
-        prompt, context = Prompt("", first, subject.tokens(first[0])), self._context
+        prompt, context, label = Prompt("", first, subject.tokens(first[0])), self._context, "text to train on"
         return written_pieces(
-            subject, prompt, self._options.pieces, length, AT_ONCE, context, "text to train on", Batches(context)
+            subject, prompt, self._options.pieces, length, AT_ONCE, context, label, Batches(context, purpose=label)
         )
 
     def _capture(self, subject: Subject, pieces: torch.Tensor) -> None:
@@ -144,7 +144,7 @@ def batches(
     subject: Subject, pieces: torch.Tensor, sites: Sequence[str], context: Context
 ) -> Iterator[ActivationBatch]:
     """The activations of pieces of one length, `[pieces, T]`, some at a time, and fewer where memory runs out."""
-    memory = Batches(context)
+    memory = Batches(context, purpose="activations of the text")
     for first in range(0, len(pieces), AT_ONCE):
         ids = pieces[first : first + AT_ONCE]
 

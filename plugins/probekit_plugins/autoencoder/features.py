@@ -32,39 +32,36 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Feature:
-    """One feature: its number, the share of the examples at which it is active, its greatest activation, and contexts,
-    the strongest first. `drawn` says that it was drawn and not chosen for its strength.
+class Shown:
+    """What is shown of a sparse code: the sum of squared activations of each feature on some documents, `[q]`; and by
+    the numbers of the features that were chosen their contexts, the strongest first.
     """
 
-    number: int
-    density: float
-    greatest: float
-    drawn: bool
-    contexts: list[Context]
+    energy: torch.Tensor
+    contexts: dict[int, list[Context]]
 
 
 def shown(
     encode: Callable[[torch.Tensor], torch.Tensor],
     documents: Sequence[Document],
-    density: torch.Tensor,
     device: torch.device,
     generator: torch.Generator,
-) -> list[Feature]:
+) -> Shown:
     """The features with the greatest sum of squared activations on these documents, and some drawn of the others."""
     with torch.no_grad():
         codes = [encode(document.examples[:, 0].to(device)).cpu() for document in documents]
     energy = torch.stack([code.double().square().sum(0) for code in codes]).sum(0)
+    first, rest = strongest(energy)
+    drawn = rest[torch.randperm(len(rest), generator=generator)[:DRAWN]]
+    chosen = [*first.tolist(), *drawn.tolist()]
+    return Shown(energy, {feature: _contexts(feature, codes, documents) for feature in chosen})
+
+
+def strongest(energy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The features with the greatest energy, of `[q]`, greatest first, and the others that are ever active."""
     alive = (energy > 0).nonzero()[:, 0]
     order = energy[alive].argsort(descending=True, stable=True)
-    strongest, rest = alive[order[:STRONGEST]], alive[order[STRONGEST:]]
-    drawn = rest[torch.randperm(len(rest), generator=generator)[:DRAWN]]
-    found = []
-    for feature in [*strongest.tolist(), *drawn.tolist()]:
-        contexts = _contexts(feature, codes, documents)
-        greatest = max(max(context.values) for context in contexts)
-        found.append(Feature(feature, float(density[feature]), greatest, feature in drawn.tolist(), contexts))
-    return found
+    return alive[order[:STRONGEST]], alive[order[STRONGEST:]]
 
 
 def _contexts(number: int, codes: Sequence[torch.Tensor], documents: Sequence[Document]) -> list[Context]:

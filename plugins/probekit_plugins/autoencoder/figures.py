@@ -28,16 +28,20 @@ def in_parts(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, 
         return torch.cat([function(part.to(device)).cpu() for part in x.split(AT_ONCE)])
 
 
-def fraction_of_variance(x: torch.Tensor, reconstructed: torch.Tensor) -> float | None:
-    """`FVE = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²` of `[n, d]`: 1 is all, 0 no better than the mean. None if nothing varies."""
-    x = x.double()
-    total = (x - x.mean(0)).square().sum()
-    return None if total == 0 else float(1 - (x - reconstructed.double()).square().sum() / total)
+def squared_errors(x: torch.Tensor, reconstructed: torch.Tensor) -> torch.Tensor:
+    """`‖x − x̂‖²` of each example, of `[n, d]`: `[n]`, float64. With the mean for x̂ it is how far each is from it."""
+    return (x.double() - reconstructed.double()).square().sum(-1)
 
 
-def root_mean_square(x: torch.Tensor, reconstructed: torch.Tensor) -> float:
-    """Of `x − x̂` in an entry."""
-    return float((x.double() - reconstructed.double()).square().mean().sqrt())
+def fraction_of_variance(errors: torch.Tensor, spread: torch.Tensor) -> float | None:
+    """`FVE = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²` of `[n]` each: 1 is all, 0 no better than the mean. None if nothing varies."""
+    total = spread.sum()
+    return None if total == 0 else float(1 - errors.sum() / total)
+
+
+def root_mean_square(errors: torch.Tensor, width: int) -> float:
+    """Of `x − x̂` in an entry, of squared errors `[n]` of examples of this width."""
+    return float((errors.mean() / width).sqrt())
 
 
 class Principal:
@@ -49,39 +53,25 @@ class Principal:
         centred = x - self.mean
         self.components = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)
 
-    def fractions(self, x: torch.Tensor) -> list[float | None]:
-        """FVE on other examples with 1, 2, …, d components."""
-        x = x.double()
-        total = float((x - x.mean(0)).square().sum())
-        if total == 0:
-            return [None] * x.shape[1]
-        centred = x - self.mean
-        gained = (centred @ self.components).square().sum(0).cumsum(0)
-        left = centred.square().sum() - gained
-        return [1 - float(value) / total for value in left]
+    def energies(self, x: torch.Tensor) -> torch.Tensor:
+        """Of other examples: their sum of squares about the mean of those, and of that what each component has, `[1 +
+        d]`.
+        """
+        centred = x.double() - self.mean
+        return torch.cat([centred.square().sum()[None], (centred @ self.components).square().sum(0)])
 
 
-@dataclass(frozen=True)
-class Sparsity:
-    """Of a sparse code over many examples: mean number of active features, and how often each is active, `[q]`."""
-
-    l0: float
-    density: torch.Tensor
-
-    @property
-    def dead(self) -> float:
-        """Share of the features that are never active."""
-        return float((self.density == 0).double().mean())
+def fractions(energies: torch.Tensor, spread: torch.Tensor) -> list[float | None]:
+    """FVE with 1, 2, …, d principal components, of what these have, and of `‖x − x̄‖²` `[n]`."""
+    total, gained = float(spread.sum()), energies[1:].cumsum(0)
+    return [None if total == 0 else 1 - float(value) / total for value in energies[0] - gained]
 
 
-def sparsity(encode: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, device: torch.device) -> Sparsity:
-    """Over all of these examples."""
-    counts, total = torch.zeros(()), 0
+def times_active(encode: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """At how many of these examples each feature of a sparse code is active, `[q]`."""
     with torch.no_grad():
-        for part in x.split(AT_ONCE):
-            counts = counts + (encode(part.to(device)) != 0).double().sum(0).cpu()
-            total += len(part)
-    return Sparsity(float(counts.sum()) / total, counts / total)
+        counts = [(encode(part.to(device)) != 0).sum(0).cpu() for part in x.split(AT_ONCE)]
+    return torch.stack(counts).sum(0)
 
 
 @dataclass(frozen=True)
@@ -119,28 +109,42 @@ def posterior(module: Variational, x: torch.Tensor, device: torch.device) -> Pos
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How well a view tells its example's other view from those of `among` others: `top1`; and where codes of norm 1
-    lie: `alignment = E‖a − b‖²` of two views, `uniformity = log E e^{−2‖a − a'‖²}` of two examples.
+    """Of codes of two views of the same examples, a and b, each `[n]`: the example whose b is the nearest to a; the
+    distance `‖a − b‖²`; and the mean of `e^{−2‖a − a'‖²}` over the other examples a', 1 where there are none.
     """
 
-    top1: float
-    among: int
-    alignment: float
-    uniformity: float
+    nearest: torch.Tensor
+    distances: torch.Tensor
+    potentials: torch.Tensor
+
+    @property
+    def top1(self) -> float:
+        """How often a view tells its example's other view from those of the others."""
+        return top1(self.nearest)
+
+    @property
+    def alignment(self) -> float:
+        """`E‖a − b‖²` of codes of norm 1."""
+        return float(self.distances.mean())
+
+    @property
+    def uniformity(self) -> float:
+        """`log E e^{−2‖a − a'‖²}` of two examples."""
+        return float(self.potentials.mean().log())
+
+
+def top1(nearest: torch.Tensor) -> float:
+    """How often the example that is the nearest, `[n]`, is the right one."""
+    return float((nearest == torch.arange(len(nearest))).double().mean())
 
 
 def retrieval(first: torch.Tensor, second: torch.Tensor) -> Retrieval:
     """Of codes `[n, q]` of two views of the same examples. Wang and Isola, 2020, arXiv 2005.10242."""
     first, second = first[:RETRIEVED].double(), second[:RETRIEVED].double()
-    best = (first @ second.T).argmax(1)
-    right = (best == torch.arange(len(best))).double().mean()
-    apart = torch.pdist(first).square() if len(first) > 1 else torch.zeros(1, dtype=torch.double)
-    return Retrieval(
-        float(right),
-        len(first),
-        float((first - second).square().sum(-1).mean()),
-        float(apart.mul(-2).exp().mean().log()),
-    )
+    others = max(1, len(first) - 1)
+    near = torch.cdist(first, first, compute_mode="donot_use_mm_for_euclid_dist").square().mul(-2).exp()
+    potentials = (near.sum(1) - near.diagonal()) / others if len(first) > 1 else torch.ones_like(near[0])
+    return Retrieval((first @ second.T).argmax(1), (first - second).square().sum(-1), potentials)
 
 
 def two_views(module: Contrastive, examples: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

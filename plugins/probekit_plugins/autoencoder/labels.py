@@ -65,19 +65,24 @@ def frequent(labels: torch.Tensor) -> torch.Tensor:
     return torch.isin(labels, chosen).nonzero()[:MOST_EXAMPLES, 0]
 
 
-def agreement(codes: torch.Tensor, labels: torch.Tensor, seed: int) -> float | None:
-    """Adjusted mutual information of k-means clusters of codes `[n, q]` with labels `[n]`, as many clusters as labels:
-    1 if they are the same, 0 as by chance. None with fewer than two labels.
-
-    Vinh, Epps and Bailey, 2010.
-    """
+def clusters(codes: torch.Tensor, labels: torch.Tensor, seed: int) -> torch.Tensor | None:
+    """The k-means cluster of each code `[n, q]`, as many clusters as labels `[n]`. None with fewer than two labels."""
     kinds = len(labels.unique())
     if kinds < 2:
         return None
     from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_mutual_info_score
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of fewer different codes than clusters
-        clusters = KMeans(kinds, n_init=4, random_state=seed % 2**32).fit_predict(codes.double().numpy())
-    return float(adjusted_mutual_info_score(labels.numpy(), clusters))
+        found = KMeans(kinds, n_init=4, random_state=seed % 2**32).fit_predict(codes.double().numpy())
+    return torch.from_numpy(found)
+
+
+def agreement(clusters: torch.Tensor, labels: torch.Tensor) -> float:
+    """Adjusted mutual information of clusters with labels, `[n]` each: 1 if they are the same, 0 as by chance.
+
+    Vinh, Epps and Bailey, 2010.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    return float(adjusted_mutual_info_score(labels.numpy(), clusters.numpy()))

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from probekit import AnalysisError, Result
+from probekit import AnalysisError, Result, TokenSequence
 from probekit_plugins.autoencoder import figures, saved
 from probekit_plugins.autoencoder.bench import Bench, Row, Trained
 from probekit_plugins.autoencoder.beyond import beyond
 from probekit_plugins.autoencoder.measure import describe, retrieval_of
 from probekit_plugins.autoencoder.modules import Autoencoder, Contrastive
+from probekit_plugins.autoencoder.rows import fill, rows
 from probekit_plugins.autoencoder.settings import Setting, check, made, settings
-from probekit_plugins.autoencoder.summary import summarise
+from probekit_plugins.autoencoder.summary import notes
 from probekit_plugins.trainer import train
 
 if TYPE_CHECKING:
     from probekit import Context, Subject
     from probekit_plugins.autoencoder import AutoencoderOptions
     from probekit_plugins.autoencoder.data import Data
-    from probekit_plugins.trainer import Step, Training
+    from probekit_plugins.trainer import Step
 
 # What an autoencoder is not called: rows and lines beside its own are.
 RESERVED = ("none", "prompt", "exact")
@@ -31,7 +32,7 @@ RESERVED = ("none", "prompt", "exact")
 
 def run(data: Data, options: AutoencoderOptions, context: Context) -> Result:
     """Train, measure and save. Raises AnalysisError if there is nothing to train on, and as `train` does."""
-    result = Result(tables={"trained": [], "settings": [], "pca": [], "losses": []})
+    result = Result()
     collected = data.end()
     benches = [
         Bench(place, examples, options, context, result, data.source, data.saved) for place, examples in collected
@@ -40,7 +41,8 @@ def run(data: Data, options: AutoencoderOptions, context: Context) -> Result:
         _check(at)
     for at in benches:
         _fill(at)
-    summarise(result, [(place.name, examples) for place, examples in collected], data, options)
+    fill(result, options)
+    result.notes += notes([(place.name, examples) for place, examples in collected], data, options)
     return result
 
 
@@ -73,20 +75,25 @@ def _saved(at: Bench) -> list[saved.Saved]:
 def _fill(at: Bench) -> None:
     """Everything that is trained on the examples of one place."""
     width = _width(at)
+    place: Row = {"site": at.name, "width": width, **at.data}
+    at.result.sequences.setdefault("places", []).append(TokenSequence([], [], place))
     chosen = list(settings(at.place.variants, width, at.options))
     found = [_trained(at, setting, seed, width) for setting in chosen for seed in range(at.options.seeds)]
     if at.place.views == "token":
         taken = {*RESERVED, *(setting.name for setting in chosen)}
         for each in _saved(at):
             found.append(_read(at, each, taken | {trained.name for trained in found}))
-        fractions = figures.Principal(at.examples.training[:, 0]).fractions(at.held[:, 0])
-        at.result.tables["pca"] += [
-            {"site": at.name, "width": components, "fve": fve} for components, fve in enumerate(fractions, 1)
-        ]
+        held = at.held[:, 0]
+        at.keep(
+            None,
+            spread=figures.squared_errors(held, held.double().mean(0)),
+            principal=figures.Principal(at.examples.training[:, 0]).energies(held),
+        )
         beyond(at, found)
-    for trained in found:
-        _save(at, trained)
-    at.result.tables["trained"] += [trained.row for trained in found]
+    about = [TokenSequence([], [], each.about) for each in found]
+    at.result.sequences.setdefault("trainings", []).extend(about)
+    for trained, row in zip(found, rows(at.result, place, at.options), strict=True):
+        _save(at, trained, row)
 
 
 def _trained(at: Bench, setting: Setting, seed: int, width: int) -> Trained:
@@ -98,9 +105,8 @@ def _trained(at: Bench, setting: Setting, seed: int, width: int) -> Trained:
     module.to(at.device)
     assert isinstance(module, Autoencoder | Contrastive)
     module.prepare(examples.training)
-    row: Row = {"site": at.name, "name": name, "variant": setting.variant, "size": setting.size, "seed": seed}
     if isinstance(module, Contrastive):
-        row["retrieval_untrained"] = retrieval_of(at, module, drawn).top1
+        at.keep(name, nearest_untrained=retrieval_of(at, module, drawn).nearest)
     size = min(options.batch, len(examples.training))
     training = train(
         module, _loss(at, module), lambda number: examples.batch(number, size, drawn), options, at.context, key
@@ -110,14 +116,11 @@ def _trained(at: Bench, setting: Setting, seed: int, width: int) -> Trained:
     used = module
     if setting.sparse:  # as it is read back: folded once, and not each time that it is called
         used, write = module.inference(), module.files  # type: ignore[operator, assignment]
-    trained = Trained(name, setting, seed, used, row, write)
-    row |= {
-        "parameters": sum(each.numel() for each in module.parameters()),
-        "steps": training.steps,
-        "examples": training.steps * size,
-        "loss": float(training.losses[-max(1, training.steps // 20) :].double().mean()),
-    }
-    _keep_losses(at, name, training)
+    about: Row = {"site": at.name, "name": name, "variant": setting.variant, "size": setting.size, "seed": seed}
+    about |= {"parameters": sum(each.numel() for each in module.parameters()), "batch": size}
+    trained = Trained(name, setting, seed, used, about, write)
+    at.keep(name, losses=training.losses.cpu())
+    at.result.seconds[f"training {key}"] = training.seconds
     describe(at, trained)
     return trained
 
@@ -130,17 +133,10 @@ def _loss(at: Bench, module: Autoencoder | Contrastive) -> Callable[[torch.Tenso
     return lambda rows, step: module.loss(training[rows].to(device), step, labels[rows].to(device))
 
 
-def _keep_losses(at: Bench, name: str, training: Training) -> None:
-    at.result.seconds[f"training {at.name}/{name}"] = training.seconds
-    at.result.tables["losses"] += [
-        {"site": at.name, "name": name, "step": step, "loss": loss} for step, loss in training.curve()
-    ]
-
-
-def _save(at: Bench, trained: Trained) -> None:
+def _save(at: Bench, trained: Trained, row: Row) -> None:
     if trained.write is None:
         return
-    keep = {key: value for key, value in trained.row.items() if isinstance(value, int | float)}
+    keep = {key: value for key, value in row.items() if isinstance(value, int | float)}
     subject = at.context.subject
     facts = {**({} if subject is None else {"name": _name(subject)}), **at.context.facts}
     about = saved.described(at.name, facts, at.options.skip_first, keep, at.data)
@@ -160,7 +156,7 @@ def _read(at: Bench, found: saved.Saved, taken: Set[str]) -> Trained:
     while name in taken:
         number += 1
         name = f"{found.name} ({number})"
-    row: Row = {"site": at.name, "name": name, "variant": "saved", "size": None, "seed": None}
-    trained = Trained(name, None, 0, module, row)
+    about: Row = {"site": at.name, "name": name, "variant": "saved", "size": None, "seed": None}
+    trained = Trained(name, None, 0, module, about)
     describe(at, trained)
     return trained

@@ -31,9 +31,12 @@ Row = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class Spliced:
-    """The figures of each autoencoder by its name, or the reason why there are none."""
+    """The figures of each autoencoder by its name, and the sums that they follow from, or the reason why there are
+    none.
+    """
 
     rows: dict[str, Row] = field(default_factory=dict)
+    sums: torch.Tensor | None = field(default=None, compare=False)
     reason: str | None = None
 
 
@@ -89,7 +92,16 @@ def spliced(
                 return found
 
             parts += batches.parts(len(group), of, f"{label}/{number}", rows)
-    return Spliced({name: _row(torch.stack(parts).sum(0), list(conditions), f"/{name}") for name in autoencoders})
+    sums = torch.stack(parts).sum(0)
+    return Spliced(figures(sums, list(autoencoders)), sums)
+
+
+def figures(sums: torch.Tensor, names: Sequence[str]) -> dict[str, Row]:
+    """The figures of each autoencoder, of sums over all documents, `[3 + autoencoders, 4]`: clean, with zero and with
+    the mean in place of the activation, and with each autoencoder; as `spliced` says them.
+    """
+    clean, zero, mean, *others = sums.tolist()
+    return {name: _row(clean, zero, mean, each) for name, each in zip(names, others, strict=True)}
 
 
 def _reason(subject: Subject, site: str, documents: Sequence[Sequence[int]], width: int) -> str | None:
@@ -179,11 +191,10 @@ def _sums(
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _row(sums: torch.Tensor, conditions: Sequence[str], name: str) -> Row:
-    """The figures of one condition, of sums over all documents."""
-    of = dict(zip(conditions, sums.tolist(), strict=True))
-    tokens, likelihood, divergence, same = of[name]
-    clean, spliced, zero, mean = (part / tokens for part in (of[""][1], likelihood, of["zero"][1], of["mean"][1]))
+def _row(*of: Sequence[float]) -> Row:
+    """The figures of one autoencoder, of sums with nothing replaced, with zero, with the mean, and with it."""
+    tokens, _, divergence, same = of[-1]
+    clean, zero, mean, spliced = (likelihood / tokens for _, likelihood, _, _ in of)
 
     def recovered(ablated: float) -> float | None:
         return (ablated - spliced) / (ablated - clean) if ablated - clean >= LEAST_GAP else None

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from probekit_plugins.examples import Examples
 
 Row = dict[str, Any]
+# What is counted at each place.
+COUNTS = ("documents", "documents_held_out", "examples", "examples_held_out")
 # Figures of a training that have a distribution over seeds.
 SPREAD = (
     "fve",
@@ -39,10 +41,8 @@ SPREAD = (
 )
 
 
-def summarise(
-    result: Result, examples: Sequence[tuple[str, Examples]], data: Data, options: AutoencoderOptions
-) -> None:
-    """Add the table `settings`, metrics, the finding and notes."""
+def summarise(result: Result, places: Sequence[Mapping[str, Any]]) -> None:
+    """Add the table `settings`, metrics and the finding; `places` say what is told of each, as `run` keeps it."""
     rows = result.tables["trained"]
     for site, setting in dict.fromkeys((str(row["site"]), _setting(row)) for row in rows):
         same = [row for row in rows if row["site"] == site and _setting(row) == setting]
@@ -56,15 +56,10 @@ def summarise(
         if over["pca"] is not None:
             result.metrics[f"{site}/{setting}/pca"] = over["pca"]
         result.tables["settings"].append(over)
-    for site, found in examples:
-        result.metrics |= {
-            f"{site}/documents": found.documents,
-            f"{site}/documents_held_out": len(found.held_out),
-            f"{site}/examples": len(found.training),
-            f"{site}/examples_held_out": len(found.held),
-        }
-    result.finding = _finding(result, data.source)
-    result.notes += _notes(examples, data, options)
+    for place in places:
+        for name in COUNTS:
+            result.metrics[f"{place['site']}/{name}"] = place[name]
+    result.finding = _finding(result, str(places[0]["source"]))
 
 
 def _setting(row: Mapping[str, Any]) -> str:
@@ -122,22 +117,23 @@ def _kept(row: Mapping[str, Any]) -> str:
     return text
 
 
-def _notes(examples: Sequence[tuple[str, Examples]], data: Data, options: AutoencoderOptions) -> list[str]:
-    notes = []
+def notes(examples: Sequence[tuple[str, Examples]], data: Data, options: AutoencoderOptions) -> list[str]:
+    """What a reader has to know beside the figures."""
+    said = []
     if data.source == "what the model writes itself":
-        notes.append(
+        said.append(
             f"There were fewer than ten prompts, so the model wrote {options.pieces} pieces of text itself to train "
             "on; give many prompts (--prompts FILE) or a text (-o text=FILE) for activations of real text."
         )
     for site, found in examples:
         if found.seen > len(found.training):
-            notes.append(
+            said.append(
                 f"Of {found.seen} examples at {site}, {len(found.training)} were kept to train on, drawn evenly; more "
                 f"fit with -o buffer_memory={2 * options.buffer_memory:g}."
             )
     if options.seconds is not None:
-        notes.append("Trainings ended after a number of seconds at the latest: two runs may differ.")
+        said.append("Trainings ended after a number of seconds at the latest: two runs may differ.")
     if options.skip_first:
         positions = "the first position" if options.skip_first == 1 else f"the first {options.skip_first} positions"
-        notes.append(f"Without {positions} of each document, whose activations are outliers.")
-    return notes
+        said.append(f"Without {positions} of each document, whose activations are outliers.")
+    return said

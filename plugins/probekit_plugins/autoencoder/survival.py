@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import mean
 from typing import TYPE_CHECKING
 
 import torch
 
 from probekit import AnalysisError, Prompt, TokenSequence
 from probekit_plugins.autoencoder.aware import Aware, knowing
+from probekit_plugins.autoencoder.survived import NONE, Row, shares
 from probekit_plugins.autoencoder.through import Reconstruct
 from probekit_plugins.batches import Batches
 from probekit_plugins.exact_inverter import SearchOptions
@@ -20,11 +20,6 @@ from probekit_plugins.exact_inverter.targets import Target, captured, known_posi
 
 if TYPE_CHECKING:
     from probekit import Context, Subject
-
-# The name of the row of the exact activations.
-NONE = "none"
-
-Row = dict[str, str | int | float | bool | None]
 
 
 @dataclass(frozen=True)
@@ -87,35 +82,21 @@ def survivors(
         if reconstruct is not None:
             targets = [reconstructed(target, reconstruct, errors[name], skip_first) for target in exact]
         recoveries = recovered(inverter, targets, context, f"{site}, survival, {name}")
-        right = []
-        for number, (recovery, prompt) in enumerate(zip(recoveries, prompts, strict=True)):
+        for number, recovery in enumerate(recoveries):
             labels: Row = {"site": site, "prompt": number, "autoencoder": name}
             found.recovered.append(TokenSequence(recovery.ids, subject.tokens(recovery.ids), labels))
-            right.append((torch.tensor(recovery.ids) == torch.tensor(list(prompt)))[skip_first:])
-        row: Row = {"site": site, "autoencoder": name, "tokens": len(torch.cat(right)), **_shares(right, "")}
         if reconstruct is not None:
             label = f"{site}, survival, {name}, known"
             aware = knowing(inverter, subject, site, reconstruct, skip_first, samples(), batches, context, label)
-            right = []
             for number, (ids, told) in enumerate(_read(aware, targets, context, label)):
                 labels = {"site": site, "prompt": number, "autoencoder": name}
                 labels["told"] = "".join(str(int(each)) for each in told)
                 found.aware.append(TokenSequence(ids.tolist(), subject.tokens(ids.tolist()), labels))
-                right.append((told & (ids == torch.tensor(list(prompts[number]))))[skip_first:])
-            row |= _shares(right, "_aware")
-        found.rows.append(row)
     for number, prompt in enumerate(prompts):
         labels = {"site": site, "prompt": number}
         found.prompts.append(TokenSequence(list(prompt), subject.tokens(list(prompt)), labels))
+    found.rows.extend(shares(found.prompts, found.recovered, found.aware, skip_first))
     return found
-
-
-def _shares(right: Sequence[torch.Tensor], whose: str) -> Row:
-    """Of which tokens are right, by prompt."""
-    return {
-        f"token_accuracy{whose}": float(torch.cat(list(right)).double().mean()),
-        f"exact_prompts{whose}": mean(float(each.all()) for each in right),
-    }
 
 
 def _read(

@@ -5,8 +5,8 @@ Source: Sentence Representation with Language Models, section "Clamped Gradient 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -51,6 +51,10 @@ class ClampedWalkOptions(WalkOptions):
         0.3, gt=0, description="Without a learning rate: the length of the first gradient step over that of the shift."
     )
 
+    def noise_of(self, measured: Mapping[str, Any]) -> float:
+        """η; where it is relative, `measured` has the standard deviation of the embedding matrix."""
+        return self.noise or self.relative_noise * float(measured["embedding_std"].item())
+
 
 class ClampedWalk(probekit.Analysis[ClampedWalkOptions]):
     """Shifts part of the embedding by noise, descends on the rest to restore the activation, and measures what is left.
@@ -65,7 +69,14 @@ class ClampedWalk(probekit.Analysis[ClampedWalkOptions]):
     def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
         from probekit_plugins.clamped_walk.strides import run
 
-        return run(subject, prompts, self.options, self.context)
+        return self.recompute(run(subject, prompts, self.options, self.context))
+
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.walks.figures import figured
+
+        found = figured(result)
+        found.metrics["noise"] = self.options.noise_of(result.tensors)
+        return found
 
     def report(self, result: Result, page: Page) -> None:
         from probekit_plugins.clamped_walk.page import draw

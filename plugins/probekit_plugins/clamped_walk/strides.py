@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 
 def run(subject: Subject, prompts: Sequence[Prompt], options: ClampedWalkOptions, context: Context) -> Result:
-    """One walk for each number of inner steps, all with the same shifts, and the shifts alone."""
-    noise = options.noise or options.relative_noise * float(subject.embedding_matrix.std())
+    """One walk for each number of inner steps, all with the same shifts, and the shifts alone: what was measured."""
+    measured = {} if options.noise else {"embedding_std": subject.embedding_matrix.std().double()}
+    noise = options.noise_of(measured)
 
-    def track(inner: int, name: str, control: bool = False) -> Track:
-        return Track(name, lambda walkers: Clamped(walkers, options, noise, inner), control)
+    def track(inner: int, name: str) -> Track:
+        return Track(name, lambda walkers: Clamped(walkers, options, noise, inner))
 
     def tracks(_: Walkers) -> list[Track]:
         found = [track(inner, f"inner {inner}") for inner in dict.fromkeys(options.inner)]
-        return [*found, track(0, "shifts alone", control=True)] if options.control else found
+        return [*found, track(0, "shifts alone")] if options.control else found
 
     result = walk(subject, prompts, options, context, tracks)
-    result.metrics["noise"] = noise
+    result.tensors |= measured
     return result
 
 

@@ -117,6 +117,12 @@ class ControlCodes(probekit.Analysis[ControlCodesOptions]):
 
         draw(result, page, self.options)
 
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.control_codes.summary import summarise
+
+        summarise(result, self.options)
+        return result
+
 
 @probekit.hookimpl
 def probekit_analyses() -> list[type[probekit.Analysis[ControlCodesOptions]]]:

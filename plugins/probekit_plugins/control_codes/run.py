@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 from probekit import Result
 from probekit_plugins.batches import Batches, notes_on_rows
-from probekit_plugins.control_codes import finetuning, likelihood, saved, tables
+from probekit_plugins.control_codes import finetuning, likelihood, measured, saved
 from probekit_plugins.control_codes.attribution import BEFORE, SHUFFLED, TUNED
 from probekit_plugins.control_codes.codes import codes
 from probekit_plugins.control_codes.generation import generate
 from probekit_plugins.control_codes.known import Known, known
 from probekit_plugins.control_codes.prefixes import Prefix, fitting, prefixes, prompt_ids, without_code
-from probekit_plugins.control_codes.summary import summarise
+from probekit_plugins.control_codes.summary import notes, summarise
 from probekit_plugins.writing import can_generate
 
 if TYPE_CHECKING:
+    import torch
+
     from probekit import Context, Prompt, Subject
     from probekit_plugins.control_codes import ControlCodesOptions
 
@@ -38,10 +40,11 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: ControlCodesOption
     if options.penalty_form and can_generate(writer):
         whole.write(writer, name, new_tokens)
     result = whole.result
-    tables.store_codes(result, subject, fit, texts)
-    tables.store_prompts(result, subject, prompts, ids)
+    measured.keep_codes(result, subject, fit, texts)
+    measured.keep_prompts(result, subject, prompts, ids)
+    summarise(result, options)
     ambiguous = 0 if texts is None else texts.ambiguous
-    summarise(result, fit, left_out, ambiguous, options, can_generate(subject))
+    result.notes = list(notes(result, left_out, ambiguous, options, can_generate(subject)))
     result.notes += [*whole.batches.notes(), *notes_on_rows(subject)]
     return result
 
@@ -69,17 +72,16 @@ class _Run:
         if seed == 0 and name != SHUFFLED:
             beside = [self._nothing, *self._prefixes]
             nll = self._likelihoods(model, beside, self._prompts, f"of prompts, {name}")
-            tables.store_likelihoods(self.result, name, [prefix.name for prefix in self._prefixes], nll)
+            self.result.tensors[measured.of_prompts(name)] = nll
         if self._texts is not None:
             nll = self._likelihoods(model, self._texts.prefixes, self._texts.texts, f"of texts, {name}, seed {seed}")
-            tables.store_attribution(self.result, self._subject, name, seed, self._texts, nll)
+            self.result.tensors[measured.of_texts(name, seed)] = nll
 
     def _likelihoods(
         self, model: Subject, prefixes: Sequence[Prefix], texts: Sequence[list[int]], key: str
-    ) -> list[list[float]]:
+    ) -> torch.Tensor:
         ids = [prefix.ids for prefix in prefixes]
-        found: list[list[float]] = likelihood.likelihoods(model, ids, texts, self.batches, self._context, key).tolist()
-        return found
+        return likelihood.likelihoods(model, ids, texts, self.batches, self._context, key)
 
     def tune(self, texts: Known) -> Subject:
         """Every fine-tuning, measured; the model of the first is given back."""
@@ -90,7 +92,7 @@ class _Run:
                 model, training = finetuning.tuned(self._subject, texts, seed, shuffled, options, self._context)
                 name = SHUFFLED if shuffled else TUNED
                 self.measure(model, name, seed)
-                tables.store_training(self.result, name, seed, training)
+                measured.keep_losses(self.result, name, seed, training.losses)
                 self.result.seconds[f"training {finetuning.key(seed, shuffled)}"] = training.seconds
                 first = model if first is None else first
         assert first is not None
@@ -102,4 +104,4 @@ class _Run:
         """Every prompt continued without a code, and under each."""
         every = [self._nothing, *self._prefixes]
         found = generate(model, every, self._prompts, new_tokens, self._options, self._context, name, self.batches)
-        tables.store_generated(self.result, self._subject, name, found)
+        measured.keep_generated(self.result, self._subject, name, found)

@@ -1,4 +1,4 @@
-"""The finding in one sentence, the metrics, and what a reader has to know. No torch."""
+"""The finding in one sentence, the metrics, and what a reader has to know."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from probekit_plugins.control_codes.attribution import BEFORE, SHUFFLED, TUNED
+from probekit_plugins.control_codes.tables import fill
 
 if TYPE_CHECKING:
     from probekit import Result
@@ -28,15 +29,10 @@ PREFIXES = {BEFORE: "before", TUNED: "tuned", SHUFFLED: "shuffled"}
 FEW_TOKENS = 16
 
 
-def summarise(
-    result: Result,
-    used: Sequence[Prefix],
-    left_out: Sequence[Prefix],
-    ambiguous: int,
-    options: ControlCodesOptions,
-    writes: bool,
-) -> None:
-    """Fill the finding, the metrics and the notes from the tables."""
+def summarise(result: Result, options: ControlCodesOptions) -> None:
+    """Fill the tables from what was measured, and the metrics and the finding from these."""
+    fill(result, options)
+    used = result.tables["codes"]
     rows = result.tables["attribution"]
     first = [row for row in rows if row["model"] == BEFORE]
     result.metrics |= {"codes": len(used), "prompts": len(first)}
@@ -60,7 +56,6 @@ def summarise(
             if row[name] is not None:
                 result.metrics[f"{row['form']}/{name}"] = row[name]
     result.finding = _finding(result, options)
-    result.notes = list(_notes(result, left_out, ambiguous, options, writes))
 
 
 def _finding(result: Result, options: ControlCodesOptions) -> str:
@@ -119,43 +114,44 @@ def _of_prompts(result: Result) -> str:
     )
 
 
-def _notes(
+def notes(
     result: Result, left_out: Sequence[Prefix], ambiguous: int, options: ControlCodesOptions, writes: bool
-) -> Sequence[str]:
-    notes = []
+) -> list[str]:
+    """What a reader has to know beside the figures; `ambiguous` texts stand under several codes."""
+    found = []
     if left_out:
         names = ", ".join(prefix.name for prefix in left_out)
-        notes.append(f"The context has no room for these codes beside the prompt, so they were left out: {names}.")
+        found.append(f"The context has no room for these codes beside the prompt, so they were left out: {names}.")
     if ambiguous:
-        notes.append(
+        found.append(
             f"{ambiguous} of the {result.metrics['texts']} texts that are measured are the same under several codes, so"
             " that at most one of their attributions can be right."
         )
     if not options.steps:
-        notes.append(
+        found.append(
             "The model was not fine-tuned here: unless it was trained with these codes, a code is to it only some "
             "words before the text, and attribution says which words make the text likelier."
         )
     trained = [row["code"] for row in result.tables["codes"] if row["trained_on"]]
     others = len(result.tables["codes"]) - len(trained)
     if trained and others:
-        notes.append(
+        found.append(
             f"Fine-tuned were {', '.join(map(str, trained))}; the other {others} codes had no texts, so the fine-tuned "
             "model's figures and texts under them say little."
         )
     shortest = min(len(sequence.ids) for sequence in result.sequences["prompt"])
     if shortest < FEW_TOKENS and "chance" not in result.metrics:
         tokens = f"{shortest} {'token' if shortest == 1 else 'tokens'}"
-        notes.append(f"A prompt has {tokens} only: which code it is attributed to may hang on one of them.")
+        found.append(f"A prompt has {tokens} only: which code it is attributed to may hang on one of them.")
     if options.penalty_form and not writes:
-        notes.append("This model does not generate text, so nothing was written under the codes.")
+        found.append("This model does not generate text, so nothing was written under the codes.")
     for row in result.tables.get("repetition", []):
         if row["form"] == "literal" and row["as_corrected"] == row["texts"]:
-            notes.append(
+            found.append(
                 "The literal penalty wrote the very texts of the corrected one: the two differ where a token that was "
                 "generated before has a negative logit, and no such token could win."
             )
-    return notes
+    return found
 
 
 def _steps(result: Result) -> int:

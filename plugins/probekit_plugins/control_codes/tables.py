@@ -1,58 +1,77 @@
-"""What a run found, as tables, token sequences and tensors of its result."""
+"""The tables of a result, from the tensors and the token sequences in which it keeps what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import exp
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from probekit import Result, TokenSequence
-from probekit_plugins.control_codes.attribution import attribute, by_code, chance, confusion, score
+from probekit import Result
+from probekit_plugins.control_codes.attribution import (
+    BEFORE,
+    SHUFFLED,
+    TUNED,
+    attribute,
+    by_code,
+    chance,
+    confusion,
+    score,
+)
 from probekit_plugins.control_codes.codes import NONE
+from probekit_plugins.control_codes.measured import of_losses, of_prompts, of_texts
+from probekit_plugins.losses import curve
 from probekit_plugins.repeats import seq_rep
 
 if TYPE_CHECKING:
-    from probekit import Prompt, Subject
-    from probekit_plugins.control_codes.generation import Generated
-    from probekit_plugins.control_codes.known import Known
-    from probekit_plugins.control_codes.prefixes import Prefix
-    from probekit_plugins.trainer import Training
+    from probekit import TokenSequence
+    from probekit_plugins.control_codes import ControlCodesOptions
 
 # `exp` of more is no float.
 LARGEST = 700.0
 
-Nll = Sequence[Sequence[float]]
 Row = dict[str, str | int | float | bool | None]
 
 
-def store_codes(result: Result, subject: Subject, prefixes: Sequence[Prefix], texts: Known | None) -> None:
+def fill(result: Result, options: ControlCodesOptions) -> None:
+    """Every table that something was measured for."""
+    texts = result.sequences.get("texts", [])
+    codes = [str(each.labels["code"]) for each in result.sequences["codes"]]
+    for model, seed in _models(options):
+        if seed == 0 and of_prompts(model) in result.tensors:
+            _add_prompts(result, model, codes, result.tensors[of_prompts(model)].tolist())
+        if of_texts(model, seed) in result.tensors:
+            _add_texts(result, model, seed, texts, result.tensors[of_texts(model, seed)].tolist())
+        if of_losses(model, seed) in result.tensors:
+            result.tables.setdefault("losses", []).extend(
+                {"model": model, "seed": seed, "step": step, "loss": loss}
+                for step, loss in curve(result.tensors[of_losses(model, seed)])
+            )
+    if result.sequences.get("generated"):
+        result.tables["repetition"] = _repetition(result.sequences["generated"])
+    result.tables["codes"] = _codes(result.sequences["codes"], texts)
+
+
+def _models(options: ControlCodesOptions) -> Iterator[tuple[str, int]]:
+    """The model as it is, and each fine-tuning with its seed."""
+    yield BEFORE, 0
+    for seed in range(options.seeds if options.steps else 0):
+        yield TUNED, seed
+        if options.control:
+            yield SHUFFLED, seed
+
+
+def _codes(codes: Sequence[TokenSequence], texts: Sequence[TokenSequence]) -> list[Row]:
     """A row for each code: what stands before a text, and how many texts are known to be its."""
-    counts = {} if texts is None else texts.counts
-    result.tables["codes"] = [
-        {
-            "code": prefix.name,
-            "prefix": "".join(subject.tokens(prefix.ids[-prefix.own :])),
-            "tokens": prefix.own,
-            "description": "" if prefix.code is None else prefix.code.description,
-            "trained_on": counts.get(prefix.name, (0, 0))[0],
-            "measured": counts.get(prefix.name, (0, 0))[1],
-        }
-        for prefix in prefixes
+    columns = ("code", "prefix", "tokens", "description", "trained_on")
+    return [
+        {column: each.labels[column] for column in columns}
+        | {"measured": sum(text.labels["known"] == each.labels["code"] for text in texts)}
+        for each in codes
     ]
 
 
-def store_prompts(result: Result, subject: Subject, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> None:
-    """The prompts, without what begins a text."""
-    result.sequences["prompt"] = [
-        TokenSequence(list(own), subject.tokens(list(own)), {"prompt": number})
-        for number, (_, own) in enumerate(zip(prompts, ids, strict=True))
-    ]
-
-
-def store_likelihoods(result: Result, model: str, codes: Sequence[str], nll: Nll) -> None:
+def _add_prompts(result: Result, model: str, codes: Sequence[str], nll: Sequence[Sequence[float]]) -> None:
     """Every prompt without a code, and under each; and the code that it is attributed to."""
     for prompt, (plain, *under) in enumerate(nll):
         for code, value in zip([NONE, *codes], [plain, *under], strict=True):
@@ -73,15 +92,20 @@ def store_likelihoods(result: Result, model: str, codes: Sequence[str], nll: Nll
         )
 
 
-def store_attribution(result: Result, subject: Subject, model: str, seed: int, texts: Known, nll: Nll) -> None:
+def _add_texts(
+    result: Result, model: str, seed: int, texts: Sequence[TokenSequence], nll: Sequence[Sequence[float]]
+) -> None:
     """How well one model tells the texts of the codes apart, and each text's own figures for the first seed."""
-    names = [prefix.name for prefix in texts.prefixes]
-    found = score(texts.codes, nll, [len(ids) for ids in texts.texts])
+    of_each = [str(text.labels["known"]) for text in texts]
+    names = list(dict.fromkeys(of_each))
+    known = [names.index(name) for name in of_each]
+    lengths = [int(text.labels["tokens"] or 0) for text in texts]
     label: Row = {"model": model, "seed": seed}
-    result.tables.setdefault("accuracy", []).append({**label, **vars(found), "chance": chance(texts.codes)})
+    accuracy: dict[str, Any] = vars(score(known, nll, lengths))
+    result.tables.setdefault("accuracy", []).append({**label, **accuracy, "chance": chance(known)})
     attributed = [attribute(row) for row in nll]
-    counts = confusion(texts.codes, attributed, len(names))
-    means = by_code(texts.codes, nll, len(names))
+    counts = confusion(known, attributed, len(names))
+    means = by_code(known, nll, len(names))
     for own, name in enumerate(names):
         for code, other in enumerate([*names, None]):
             row: Row = {**label, "known": name, "attributed": other, "texts": counts[own][code]}
@@ -89,49 +113,39 @@ def store_attribution(result: Result, subject: Subject, model: str, seed: int, t
         for code, other in enumerate(names):
             row = {**label, "known": name, "code": other, "nll": means[own][code]}
             result.tables.setdefault("by_code", []).append(row)
-    result.tensors[f"nll/{model}, seed {seed}"] = torch.tensor(nll, dtype=torch.float64)
-    if seed == 0:
-        for number, (own, each, row_nll) in enumerate(zip(texts.codes, attributed, nll, strict=True)):
-            result.tables.setdefault("texts", []).append(
-                {
-                    "model": model,
-                    "text": number,
-                    "known": names[own],
-                    "attributed": None if each.code is None else names[each.code],
-                    "margin": each.margin,
-                    "nll_own": row_nll[own],
-                    "nll_others": (sum(row_nll) - row_nll[own]) / (len(names) - 1),
-                    "tokens": len(texts.texts[number]),
-                    "beginning": subject.text(texts.texts[number][:24]),
-                }
-            )
+    if seed:
+        return
+    for number, (own, each, row_nll) in enumerate(zip(known, attributed, nll, strict=True)):
+        result.tables.setdefault("texts", []).append(
+            {
+                "model": model,
+                "text": number,
+                "known": names[own],
+                "attributed": None if each.code is None else names[each.code],
+                "margin": each.margin,
+                "nll_own": row_nll[own],
+                "nll_others": (sum(row_nll) - row_nll[own]) / (len(names) - 1),
+                "tokens": lengths[number],
+                "beginning": texts[number].labels["beginning"],
+            }
+        )
 
 
-def store_training(result: Result, model: str, seed: int, training: Training) -> None:
-    """The loss over the steps."""
-    result.tables.setdefault("losses", []).extend(
-        {"model": model, "seed": seed, "step": step, "loss": loss} for step, loss in training.curve()
-    )
-
-
-def store_generated(result: Result, subject: Subject, model: str, generated: Generated) -> None:
-    """Every text, and how much of it repeats, by form of the penalty."""
-    shares: dict[str, list[tuple[float | None, float | None]]] = {}
-    for (form, code, prompt), rows in generated.items():
-        for sample, ids in enumerate(rows.tolist()):
-            labels: Row = {"model": model, "form": form, "code": code, "prompt": prompt, "sample": sample}
-            result.sequences.setdefault("generated", []).append(TokenSequence(ids, subject.tokens(ids), labels))
-            shares.setdefault(form, []).append((seq_rep(ids, 1), seq_rep(ids, 4)))
-    result.tables["repetition"] = [
+def _repetition(generated: Sequence[TokenSequence]) -> list[Row]:
+    """How much of what was written repeats, by form of the penalty."""
+    forms: dict[str, list[TokenSequence]] = {}
+    for each in generated:
+        forms.setdefault(str(each.labels["form"]), []).append(each)
+    return [
         {
-            "model": model,
+            "model": texts[0].labels["model"],
             "form": form,
-            "texts": len(found),
-            **_spread("tokens_again", [one for one, _ in found]),
-            **_spread("4grams_again", [four for _, four in found]),
-            "as_corrected": _same(generated, form),
+            "texts": len(texts),
+            **_spread("tokens_again", [seq_rep(each.ids, 1) for each in texts]),
+            **_spread("4grams_again", [seq_rep(each.ids, 4) for each in texts]),
+            "as_corrected": None if form == "corrected" else _same(texts, forms.get("corrected", [])),
         }
-        for form, found in shares.items()
+        for form, texts in forms.items()
     ]
 
 
@@ -143,14 +157,12 @@ def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None
     return {name: fmean(there), f"{name}_least": min(there), f"{name}_greatest": max(there)}
 
 
-def _same(generated: Generated, form: str) -> int | None:
-    """How many texts are the very same in the corrected form; None if that was not written, or is this one."""
-    pairs = [
-        (rows, generated["corrected", code, prompt])
-        for (own, code, prompt), rows in generated.items()
-        if own == form != "corrected" and ("corrected", code, prompt) in generated
-    ]
-    return sum(int((one == two).all(1).sum()) for one, two in pairs) if pairs else None
+def _same(texts: Sequence[TokenSequence], corrected: Sequence[TokenSequence]) -> int | None:
+    """How many texts are the very same in the corrected form; None if that was not written."""
+    places = ("code", "prompt", "sample")
+    other = {tuple(each.labels[place] for place in places): each.ids for each in corrected}
+    found = [each.ids == other.get(tuple(each.labels[place] for place in places)) for each in texts]
+    return sum(found) if corrected else None
 
 
 def _ppl(nll: float) -> float | None:

@@ -105,6 +105,11 @@ class ExactInverter(probekit.Analysis[ExactInverterOptions]):
 
         draw(result, page, self.options)
 
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.exact_inverter.figures import figured
+
+        return figured(result)
+
 
 @probekit.hookimpl
 def probekit_analyses() -> list[type[probekit.Analysis[ExactInverterOptions]]]:

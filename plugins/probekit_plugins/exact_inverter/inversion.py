@@ -1,4 +1,4 @@
-"""The analysis itself: what to invert, every site and prompt recovered, and the figures of it."""
+"""The analysis itself: what to invert, every site and prompt recovered, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
-from math import floor
-from statistics import mean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from probekit import Result, TokenSequence, UsageError
 from probekit_plugins.autoencoder.through import Through
 from probekit_plugins.batches import Batches, notes_on_rows
-from probekit_plugins.exact_inverter.proof import Status, Verdict
+from probekit_plugins.exact_inverter.figures import NONE, columns, figured
 from probekit_plugins.exact_inverter.recovery import TOGETHER, Inverter, Recovery
 from probekit_plugins.exact_inverter.targets import (
     Target,
@@ -26,6 +24,7 @@ from probekit_plugins.exact_inverter.targets import (
     known_positions,
     reconstructed,
 )
+from probekit_plugins.exact_inverter.verdict import Status, Verdict
 from probekit_plugins.token_likelihood import sampled_prompts
 
 if TYPE_CHECKING:
@@ -71,19 +70,18 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: ExactInverterOptio
                 for number, target in enumerate(targets)
             ]
         found = recovered(inverter, targets, context, site)
-        result.metrics[f"{site}/arithmetic_error"] = inverter.error
-        for number, (target, recovery) in enumerate(zip(targets, found, strict=True)):
-            store(result, subject, {"prompt": number, "site": site}, target, recovery)
+        result.tensors[f"{site}/arithmetic_error"] = torch.tensor(inverter.error, dtype=torch.float64)
+        add_prompts(result, subject, targets, {"site": site})
+        store(result, subject, site, {"site": site}, targets, found)
+        for number, recovery in enumerate(found):
             prefix = f"{site}/{number}"
             result.seconds |= {
                 f"{prefix}/search": recovery.seconds,
                 f"{prefix}/proof": recovery.seconds_of_proof,
             }
         result.seconds[f"{site}/learning"] = inverter.seconds
-        rows = [row for row in result.tables["prompts"] if row["site"] == site]
-        places = [row for row in result.tables["positions"] if row["site"] == site]
-        result.metrics |= {f"{site}/{name}": value for name, value in figures(rows, places).items()}
-    result.finding = _finding(result, sites)
+    result.sequences["vocabulary"] = [_rivals(result, subject, sites)]
+    result = figured(result)
     if through:
         result.notes.append(VERIFIED_THROUGH)
     if options.activations is not None:
@@ -92,6 +90,13 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: ExactInverterOptio
         )
     result.notes += _notes(result, options) + notes_on_rows(subject) + batches.notes()
     return result
+
+
+def _rivals(result: Result, subject: Subject, sites: Sequence[str]) -> TokenSequence:
+    """The tokens that were the nearest rivals somewhere, with their texts."""
+    found = {token for site in sites for token in result.tensors[f"{site}/rival"].tolist()}
+    ids = sorted(found - {NONE})
+    return TokenSequence(ids, subject.tokens(ids))
 
 
 def samples_to_learn_from(
@@ -155,115 +160,41 @@ def _unpacked(packed: torch.Tensor) -> list[Recovery]:
     return [Recovery(**each) for each in found]
 
 
-def store(result: Result, subject: Subject, labels: dict[str, Scalar], target: Target, recovery: Recovery) -> None:
-    """What was recovered of one prompt, as a row, a row for each position, and token sequences."""
-    texts = subject.tokens(recovery.ids)
-    if target.truth is not None:
-        result.sequences.setdefault("prompt", []).append(
-            TokenSequence(target.truth, subject.tokens(target.truth), {**labels})
-        )
-    result.sequences.setdefault("recovered", []).append(TokenSequence(recovery.ids, texts, {**labels}))
-    right = [None] * len(texts) if target.truth is None else _equal(recovery.ids, target.truth)
-    result.tables.setdefault("positions", [])
-    for position, (verdict, text) in enumerate(zip(recovery.verdicts, texts, strict=True)):
-        result.tables["positions"].append(
-            {
-                **labels,
-                "position": position,
-                "known": bool(target.known[position]),
-                "recovered": recovery.ids[position],
-                "text": text,
-                "right": right[position],
-                "status": verdict.status.value,
-                "distance": verdict.distance,
-                "bound": verdict.bound,
-                "rival": verdict.rival,
-                "rival_text": None if verdict.rival is None else subject.tokens([verdict.rival])[0],
-                "rival_distance": verdict.rival_distance,
-                "ties": verdict.ties,
-                "noise_survived": recovery.noise_survived[position],
-                "tried": recovery.tried[position],
-                "by_gradient": recovery.by_gradient[position],
-            }
-        )
-    verified = [verdict.status == Status.VERIFIED for verdict in recovery.verdicts]
-    result.tables.setdefault("prompts", []).append(
-        {
-            **labels,
-            "tokens": len(texts),
-            "exact": None if target.truth is None else recovery.ids == target.truth,
-            "token_accuracy": None if target.truth is None else mean(map(float, right)),  # type: ignore[arg-type]
-            "verified": sum(verified),
-            "tied": sum(verdict.status == Status.TIED for verdict in recovery.verdicts),
-            "false_positives": None
-            if target.truth is None
-            else sum(each and not hit for each, hit in zip(verified, right, strict=True)),
-            "candidates_per_token": mean(recovery.tried),
-            "computed": recovery.computed,
-            "reasons": " ".join(recovery.reasons) or None,
-        }
-    )
+def add_prompts(result: Result, subject: Subject, targets: Sequence[Target], place: dict[str, Scalar]) -> None:
+    """The prompts' own tokens, where they are known, as token sequences."""
+    for number, target in enumerate(targets):
+        if target.truth is not None:
+            labels: dict[str, Scalar] = {"prompt": number, **place}
+            sequence = TokenSequence(target.truth, subject.tokens(target.truth), labels)
+            result.sequences.setdefault("prompt", []).append(sequence)
 
 
-def _equal(ids: Sequence[int], truth: Sequence[int]) -> list[bool | None]:
-    return [one == other for one, other in zip(ids, truth, strict=True)]
-
-
-def figures(prompts: Sequence[dict[str, Scalar]], positions: Sequence[dict[str, Scalar]]) -> dict[str, Scalar]:
-    """Figures over prompts and positions. Where the right tokens are not known, those that need them are None."""
-
-    def known(name: str, rows: Sequence[dict[str, Scalar]]) -> list[float]:
-        return [float(row[name]) for row in rows if row[name] is not None]  # type: ignore[arg-type]
-
-    def over(reduce: Callable[[list[float]], Any], name: str, rows: Sequence[dict[str, Scalar]]) -> Scalar:
-        found = known(name, rows)
-        return float(reduce(found)) if found else None
-
-    tokens = sum(known("tokens", prompts))
-    return {
-        "exact_rate": over(mean, "exact", prompts),
-        "token_accuracy": over(mean, "right", positions),
-        "verified_share": sum(known("verified", prompts)) / tokens,
-        "tied_share": sum(known("tied", prompts)) / tokens,
-        "false_positives": over(sum, "false_positives", prompts),
-        "candidates_per_token": over(mean, "tried", positions),
-        "candidates_most": over(max, "tried", positions),
-        "distance_most": over(max, "distance", [row for row in positions if row["status"] == Status.VERIFIED]),
-        "margin_least": over(min, "rival_distance", positions),
-        "margin_median": over(median, "rival_distance", positions),
-        "noise_survived_least": over(min, "noise_survived", positions),
-    }
-
-
-def _share(value: float) -> str:
-    """In per cent, and 100 % only if it is all."""
-    return f"{floor(1000 * value) / 10:g}%"
-
-
-def _finding(result: Result, sites: Sequence[str]) -> str:
-    rows = result.tables["prompts"]
-    count = len(rows) // len(sites)
-    where = sites[0] if len(sites) == 1 else f"{len(sites)} sites, {sites[0]} to {sites[-1]}"
-    verified = sum(int(row["verified"] or 0) for row in rows) / sum(int(row["tokens"] or 0) for row in rows)
-    many = "the prompt" if count == 1 else f"the {count} prompts"
-    tried = mean(float(result.metrics[f"{site}/candidates_per_token"] or 0) for site in sites)
-    cost = "1 candidate" if tried == 1 else f"{tried:.3g} candidates"
-    if any(row["exact"] is None for row in rows):
-        return (
-            f"{_share(verified)} of the tokens of {many} are recovered and verified ({where}), with {cost} tried for "
-            "each."
-        )
-    exact = mean(float(bool(row["exact"])) for row in rows)
-    wrong = sum(int(row["false_positives"] or 0) for row in rows)
-    back = (
-        f"{_share(exact)} of the inversions give the whole prompt back exactly"
-        if exact < 1
-        else f"{many[0].upper()}{many[1:]} came back exactly"
-    )
-    return (
-        f"{back} ({where}); {_share(verified)} of all tokens are verified from the activations alone, "
-        f"{wrong or 'none'} of them wrongly, with {cost} tried for each."
-    )
+def store(
+    result: Result,
+    subject: Subject,
+    prefix: str,
+    place: dict[str, Scalar],
+    targets: Sequence[Target],
+    found: Sequence[Recovery],
+) -> None:
+    """What was recovered of each prompt as token sequences, and what the figures follow from as tensors of that prefix:
+    one value for each position, one prompt after the other, or one for each prompt.
+    """
+    every = columns([verdict for recovery in found for verdict in recovery.verdicts])
+    for name in ("tried", "by_gradient"):
+        every[name] = [value for recovery in found for value in getattr(recovery, name)]
+    every["noisy"] = [target.noisy for target in targets]
+    every["computed"] = [recovery.computed for recovery in found]
+    # What is measured in fp32 is read back as the same number.
+    floats = {"distance": torch.float64, "bound": torch.float64, "rival_distance": torch.float64}
+    tensors = {name: torch.tensor(values, dtype=floats.get(name)) for name, values in every.items()}
+    tensors["known"] = torch.cat([target.known.cpu() for target in targets])
+    tensors["width"] = torch.tensor(targets[0].activations.shape[-1])
+    result.tensors |= {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+    for number, recovery in enumerate(found):
+        labels = {"prompt": number, **place, "reasons": " ".join(recovery.reasons) or None}
+        sequence = TokenSequence(recovery.ids, subject.tokens(recovery.ids), labels)
+        result.sequences.setdefault("recovered", []).append(sequence)
 
 
 def _notes(result: Result, options: ExactInverterOptions) -> list[str]:

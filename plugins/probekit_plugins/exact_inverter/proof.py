@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from probekit_plugins.exact_inverter.search import ROWS, distance
+from probekit_plugins.exact_inverter.verdict import Verdict, settle
 
 if TYPE_CHECKING:
     from probekit import Subject
@@ -27,35 +25,6 @@ CLEAR = 4.0
 TIES = 256
 # Positions whose rivals are computed at once: fewer passes, but more tokens in each.
 TOGETHER = 4
-
-
-class Status(StrEnum):
-    """What is known of a token in the end."""
-
-    VERIFIED = "verified"
-    """It reproduces the activation, and no rival does."""
-    TIED = "tied"
-    """It reproduces the activation, and so does another token."""
-    MATCHING = "matching"
-    """It reproduces the activation, but rests on tokens that are not certain, or others may as well."""
-    NEAREST = "nearest"
-    """It does not reproduce the activation, but is the nearest that was tried."""
-    UNDETERMINED = "undetermined"
-    """Nothing is known of it: a guess."""
-
-
-@dataclass
-class Verdict:
-    """What is known of one token. Distances are relative to the norm of the activation that decides: at the token's own
-    position, or where that is unknown, at the next known one.
-    """
-
-    status: Status = Status.UNDETERMINED
-    distance: float | None = None  # ‖O(x)_t − a_t‖ / ‖a_t‖
-    bound: float | None = None  # ε_t / ‖a_t‖
-    rival: int | None = None  # the token that comes nearest after it
-    rival_distance: float | None = None
-    ties: int = 0  # rivals that match as well
 
 
 class Proof:
@@ -80,7 +49,6 @@ class Proof:
         self._under: dict[int, torch.Tensor] = {}  # the distances of the prompt with each of the tokens tied last
         # Of ties: the position, and the distances from there on with each of the other tokens.
         self._alternatives: list[tuple[int, torch.Tensor]] = []
-        self._ties_are_open = False  # there are ties whose tokens were not followed further
         self._distances = self._alone(search.ids)
         matches = (self._distances <= self._bound).tolist()
         # What no token gives, though later tokens match after it, is taken for damaged.
@@ -94,15 +62,13 @@ class Proof:
         return distance(found, self._target.activations)
 
     def verdicts(self) -> list[Verdict]:
-        """One for each token. A token is only as certain as those before it."""
-        verdicts: list[Verdict] = []
-        certain = True
-        for position in range(len(self._search.ids)):
-            verdicts.append(self._verdict(position, certain))
-            certain &= verdicts[-1].status in (Status.VERIFIED, Status.TIED) and not self._ties_are_open
+        """One for each token."""
+        verdicts = [self._verdict(position) for position in range(len(self._search.ids))]
+        settle(verdicts, self._noisy)
         return verdicts
 
-    def _verdict(self, position: int, certain: bool) -> Verdict:
+    def _verdict(self, position: int) -> Verdict:
+        """What a token is held against, without its status."""
         verdict = Verdict()
         search, evidence = self._search, self._search.evidence
         decides = next((place for place in range(position, len(evidence)) if evidence[place]), None)
@@ -113,18 +79,12 @@ class Proof:
         verdict.distance = float(self._distances[decides] / self._norms[decides])
         verdict.bound = float(self._bound[decides] / self._norms[decides])
         if verdict.distance > verdict.bound:
-            verdict.status = Status.NEAREST
             return verdict
         # Whichever of the tied tokens before it is the right one, this one has to match.
         bound = float(self._bound[decides])
         holds = all(float(under[:, decides - first].max()) <= bound for first, under in self._alternatives)
         alone = self._hold_against_rivals(verdict, position, decides)
-        if verdict.ties:
-            verdict.status = Status.TIED
-        elif certain and alone and holds and (decides == position or not self._unknown_beside(position)):
-            verdict.status = Status.VERIFIED
-        else:
-            verdict.status = Status.MATCHING
+        verdict.alone = alone and holds and (decides == position or not self._unknown_beside(position))
         return verdict
 
     def _unknown_beside(self, position: int) -> bool:
@@ -152,8 +112,6 @@ class Proof:
                 swapped = rivals == self._search.ids[position]
                 rivals = torch.where(swapped, before, rivals)
                 distances = torch.where(swapped, self._under[before][decides], distances)
-        elif len(left):
-            self._ties_are_open = True
         verdict.ties = len(left)
         verdict.distance = float(self._distances[decides] / self._norms[decides])
         verdict.rival = int(rivals[distances.argmin()])
@@ -294,13 +252,3 @@ class Proof:
         exact = float(self._arithmetic[at] + self._target.rounding[at])
         nearer = (distances - exact).clamp_min(0).square() - (self._distances[at] + exact).square()
         return beyond | (nearer > 2 * times * LOG_ODDS * sigma**2)
-
-    def noise_survived(self, verdict: Verdict) -> float | None:
-        """σ of noise, relative to the activation's root mean square, at which the nearest rival would be taken for the
-        token in one case of a thousand: `Δ / (2 · 3.09)` for a rival whose activation is Δ away from the token's own.
-        The given one may hold noise already, about perpendicular to that: `Δ² = ‖a_rival − a‖² − ‖O(x) − a‖²`.
-        """
-        if verdict.rival_distance is None or verdict.distance is None:
-            return None
-        apart = math.sqrt(max(0.0, verdict.rival_distance**2 - verdict.distance**2))
-        return apart * math.sqrt(self._target.activations.shape[-1]) / (2 * 3.09)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit_plugins.batches import Batches
-from probekit_plugins.exact_inverter.proof import Proof, Status, Verdict
+from probekit_plugins.exact_inverter.proof import Proof
 from probekit_plugins.exact_inverter.search import Search
 from probekit_plugins.exact_inverter.targets import Target
 from probekit_plugins.exact_inverter.tolerance import arithmetic_error
+from probekit_plugins.exact_inverter.verdict import Status, Verdict
 from probekit_plugins.token_likelihood import TokenLikelihood
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ class Recovery:
 
     ids: list[int]
     verdicts: list[Verdict]
-    noise_survived: list[float | None]
     tried: list[int]
     by_gradient: list[int]
     computed: int
@@ -132,7 +132,6 @@ class Inverter:
         return Recovery(
             search.ids.tolist(),
             verdicts,
-            [proof.noise_survived(verdict) for verdict in verdicts],
             search.tried,
             search.by_gradient,
             search.computed,

@@ -46,7 +46,12 @@ class FrozenHead(probekit.Analysis[FrozenHeadOptions]):
     def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
         from probekit_plugins.frozen_head.measure import run
 
-        return run(subject, prompts, self.options, self.context)
+        return self.recompute(run(subject, prompts, self.options, self.context))
+
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.frozen_head.summary import figured
+
+        return figured(result, self.options)
 
     def report(self, result: Result, page: Page) -> None:
         from probekit_plugins.frozen_head.page import draw

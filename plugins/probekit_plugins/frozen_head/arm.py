@@ -11,6 +11,7 @@ from probekit import AnalysisError
 from probekit_plugins.batches import Batches
 from probekit_plugins.frozen_head.fresh import fresh
 from probekit_plugins.frozen_head.layers import Layers, Snapshot
+from probekit_plugins.frozen_head.schedule import PHASES, phases, points
 from probekit_plugins.training import backward, restore, state_of
 
 if TYPE_CHECKING:
@@ -18,23 +19,7 @@ if TYPE_CHECKING:
     from probekit_plugins.frozen_head import FrozenHeadOptions
     from probekit_plugins.frozen_head.corpus import Corpus
 
-ARMS = ("trained", "frozen")
-PHASES = ("early", "late")
-# The held-out loss is computed before the first step, after the last, and in between, at so many points in all.
-POINTS = 12
-
 State = dict[str, torch.Tensor]
-
-
-def points(steps: int) -> list[int]:
-    """Numbers of steps after which the held-out loss is computed, evenly spread from 0 to all."""
-    return sorted({round(index * steps / (POINTS - 1)) for index in range(POINTS)})
-
-
-def phases(steps: int) -> list[tuple[int, int]]:
-    """First step and end of the early and of the late phase: the first and the last quarter of the steps."""
-    quarter = max(1, steps // 4)
-    return [(0, quarter), (steps - quarter, steps)]
 
 
 class Arm:

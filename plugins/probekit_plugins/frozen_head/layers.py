@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 Snapshot = list[list[torch.Tensor]]
 
 
-def names(blocks: int) -> list[str]:
-    """The layers in order: 0 is the token embedding, 1 to L are the blocks, L + 1 is the head."""
-    return ["embedding", *(f"block.{index}" for index in range(blocks)), "head"]
-
-
 class Layers:
     """The parameters of the token embedding, of each block and of the head.
 
@@ -52,12 +47,13 @@ class Layers:
         return [[parameter.detach().clone() for parameter in group] for group in self._parameters]
 
     def relative_changes(self, start: Snapshot) -> torch.Tensor:
-        """`‖W − W_start‖ / ‖W_start‖` of each layer, `[layers]`."""
+        """`‖W − W_start‖ / ‖W_start‖` of each layer, `[layers]`; 0 for one that begins at 0."""
         changes = [
             _norm([parameter.detach() - was for parameter, was in zip(group, before, strict=True)])
             for group, before in zip(self._parameters, start, strict=True)
         ]
-        return torch.stack(changes) / torch.stack([_norm(before) for before in start])
+        sizes = torch.stack([_norm(before) for before in start])
+        return torch.stack(changes) / torch.where(sizes > 0, sizes, torch.inf)
 
 
 def _norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

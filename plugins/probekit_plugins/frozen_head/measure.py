@@ -1,4 +1,4 @@
-"""The analysis in its order: the text, every initialisation in both arms, and what they come to."""
+"""The analysis in its order: the text, and every initialisation in both arms."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 from probekit import Result, UsageError
 from probekit_plugins.batches import Batches
-from probekit_plugins.frozen_head.arm import ARMS, Arm, State
+from probekit_plugins.frozen_head.arm import Arm, State
 from probekit_plugins.frozen_head.corpus import Corpus, corpus, length
 from probekit_plugins.frozen_head.fresh import check
-from probekit_plugins.frozen_head.summary import Trainings, finding, layer_rows, metrics, pair_rows, training_rows
+from probekit_plugins.frozen_head.schedule import ARMS
 from probekit_plugins.writing import can_generate
 
 if TYPE_CHECKING:
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def run(subject: Subject, prompts: Sequence[Prompt], options: FrozenHeadOptions, context: Context) -> Result:
-    """Train every initialisation in both arms. Raises UsageError with one sentence before anything long is begun."""
+    """Train every initialisation in both arms, and keep what was measured. Raises UsageError with one sentence before
+    anything long is begun.
+    """
     check(subject)
     length(subject, options)
     if options.text is None and not can_generate(subject):
@@ -31,7 +35,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: FrozenHeadOptions,
     def train(number: int, arm: str) -> State:
         return Arm(subject, pieces, arm, number, options, context, batches).train()
 
-    found: Trainings = {
+    found = {
         (number, arm): context.stage(f"trained {number}/{arm}", partial(train, number, arm))
         for number in range(options.initialisations)
         for arm in ARMS
@@ -39,14 +43,10 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: FrozenHeadOptions,
     result = Result(notes=_notes(subject, pieces, options) + batches.notes())
     for (number, arm), tensors in found.items():
         result.tensors |= {f"{number}/{arm}/{name}": tensor for name, tensor in tensors.items()}
-    pairs = pair_rows(found)
-    result.tables = {"pairs": pairs, "training": training_rows(found), "layers": layer_rows(found)}
-    result.metrics = {
-        **metrics(pairs),
-        "training_pieces": len(pieces.training),
-        "held_out_pieces": len(pieces.held_out),
+    result.tensors |= {
+        "training_pieces": torch.tensor(len(pieces.training)),
+        "held_out_pieces": torch.tensor(len(pieces.held_out)),
     }
-    result.finding = finding(pairs, result.metrics, options.steps)
     return result
 
 

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
-from probekit_plugins.frozen_head.arm import ARMS, PHASES, State, phases, points
-from probekit_plugins.frozen_head.layers import names
+from probekit_plugins.arrays import array
+from probekit_plugins.frozen_head.schedule import ARMS, PHASES, names, phases, points
+
+if TYPE_CHECKING:
+    from probekit import Result
+    from probekit_plugins.frozen_head import FrozenHeadOptions
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
-Trainings = Mapping[tuple[int, str], State]
+# By initialisation and arm, the tensors that `Arm.train` gives, as numpy arrays.
+Trainings = Mapping[tuple[int, str], Mapping[str, Any]]
+PIECES = ("training_pieces", "held_out_pieces")
 
 # Of the trained arm, by phase: the last block's figure over the first's.
 RATIOS = tuple(f"{phase}_{what}_last_over_first" for what in ("change", "gradient") for phase in PHASES)
+
+
+def figured(measured: Result, options: FrozenHeadOptions) -> Result:
+    """A result with the figures that follow from its tensors, of torch or of numpy."""
+    tensors = {name: array(tensor) for name, tensor in measured.tensors.items()}
+    found: Trainings = {
+        (number, arm): {
+            name: tensors[f"{number}/{arm}/{name}"]
+            for name in ("losses", "held_out", "gradients", "weights", "changes")
+        }
+        for number in range(options.initialisations)
+        for arm in ARMS
+    }
+    pairs = pair_rows(found)
+    figures = {**metrics(pairs), **{name: int(tensors[name].item()) for name in PIECES}}
+    return replace(
+        measured,
+        tables={"pairs": pairs, "training": training_rows(found), "layers": layer_rows(found)},
+        metrics=figures,
+        finding=finding(pairs, figures, options.steps),
+    )
 
 
 def training_rows(found: Trainings) -> list[Row]:
@@ -58,7 +87,7 @@ def layer_rows(found: Trainings) -> list[Row]:
                         "phase": PHASES[phase],
                         "gradient_norm": float(norms[:, layer].mean()) if has_gradient else None,
                         "relative_gradient": float((norms / sizes)[:, layer].mean()) if relative else None,
-                        "relative_change": float(change) if bool(change.isfinite()) else None,
+                        "relative_change": float(change) if sizes[0, layer] > 0 else None,
                     }
                 )
     return rows

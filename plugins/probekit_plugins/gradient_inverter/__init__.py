@@ -186,6 +186,11 @@ class GradientInverter(probekit.Analysis[GradientInverterOptions]):
 
         draw(result, page, self.options)
 
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.gradient_inverter.figures import figured
+
+        return figured(result, self.options)
+
 
 @probekit.hookimpl
 def probekit_analyses() -> list[type[probekit.Analysis[GradientInverterOptions]]]:

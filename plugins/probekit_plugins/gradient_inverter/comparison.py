@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from probekit import AnalysisError
 from probekit_plugins.gradient_inverter.inversion import Descent, Inversion
 from probekit_plugins.gradient_inverter.objective import Map
-from probekit_plugins.gradient_inverter.scoring import Scalar, restart_rows
+from probekit_plugins.gradient_inverter.scoring import Scalar, add_sequences
 from probekit_plugins.gradient_inverter.settings import PAGE
 from probekit_plugins.gradient_inverter.together import Together, may_share
 
@@ -69,7 +69,7 @@ class Comparison:
         return self._descents
 
     def add(self, result: Result, site: str) -> None:
-        """Tensors `PROMPT/SITE/page/…` and rows of the table `page_restarts`; a note where the descent fails."""
+        """Tensors `PROMPT/SITE/page/…` and token sequences; a note where the descent fails."""
         try:
             inversion = self._inverted(site)
             found = inversion.figures(self._shared().pop(site, None))
@@ -78,12 +78,8 @@ class Comparison:
             return
         for number, (figures, prompt) in enumerate(zip(found, self._prompts, strict=True)):
             truth = prompt.input_ids[0].to(figures.top_k_ids.device)
-            result.tensors |= {
-                f"{number}/{site}/page/losses": figures.losses,
-                f"{number}/{site}/page/recorded_accuracy": (figures.recorded_ids == truth).float().mean(-1),
-                f"{number}/{site}/page/embeddings": figures.embeddings,
-                f"{number}/{site}/page/top_k_ids": figures.top_k_ids,
-            }
-            rows = restart_rows(figures, self._subject, truth, {})
+            kept = figures.measured(truth)
+            result.tensors |= {f"{number}/{site}/page/{name}": tensor for name, tensor in kept.items()}
+            best = figures.top_k_ids[..., :1]
             labels: dict[str, Scalar] = {"prompt": number, "site": site}
-            result.tables.setdefault("page_restarts", []).extend({**labels, **row} for row in rows)
+            add_sequences(result, "page_recovered", self._subject, best, labels, with_ranks=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,7 @@ from probekit_plugins.gradient_inverter.objective import Map, Objective, matched
 from probekit_plugins.gradient_inverter.optimizers import make, rate_at
 from probekit_plugins.gradient_inverter.regression import expected_embeddings
 from probekit_plugins.gradient_inverter.rescoring import Judge, sweep
-from probekit_plugins.gradient_inverter.scoring import Figures, ratio
+from probekit_plugins.gradient_inverter.scoring import Figures
 from probekit_plugins.gradient_inverter.spaces import Space, decode
 from probekit_plugins.precision import at_least_single
 
@@ -275,14 +274,11 @@ class Inversion:
         shifted = self._embeddings[self._rows] + sigma * self._draw("shift", self._embeddings.shape[-1], everything)
         return shifted, self._losses(shifted, f"shifted by {sigma}")
 
-    def noise_ratio(self, found: Sequence[Figures]) -> float | None:
-        """`‖O(e*) − t‖ / m` by dropout alone, the median over draws and then over prompts; None where m is 0."""
+    def dropout_losses(self) -> list[torch.Tensor]:
+        """`‖O(e*) − t‖` by dropout alone, for each prompt `[draws, R]`."""
         answer = self._embeddings[self._rows]
         drawn = torch.stack([self._losses(answer, f"the answer, draw {draw}") for draw in range(DRAWS)])
-        of_prompts = drawn.split(self._options.restarts, 1)
-        ratios = [ratio(float(each.median()), figures.m) for each, figures in zip(of_prompts, found, strict=True)]
-        known = [value for value in ratios if value is not None]
-        return median(known) if known else None
+        return list(drawn.split(self._options.restarts, 1))
 
     def _losses(self, embeddings: torch.Tensor, masks: str) -> torch.Tensor:
         """Losses of every row, a prompt's restarts at a time."""
@@ -313,7 +309,9 @@ class Inversion:
         discrete = self._losses(decoded, "decoded")
         rescored = self._rescored(last) if options.rescore else None
         rescored_losses = None if rescored is None else self._losses(self._embedded(rescored), "rescored")
-        shifted = {sigma: self.shifted_losses(sigma) for sigma in options.shift_sigma}
+        shifted, shifted_losses = map(
+            torch.stack, zip(*map(self.shifted_losses, dict.fromkeys(options.shift_sigma)), strict=True)
+        )
         found = []
         for number, prompt in enumerate(self._prompts):
             chosen, length = slice(number * restarts, (number + 1) * restarts), len(prompt.tokens)
@@ -329,8 +327,8 @@ class Inversion:
                     discrete_losses=discrete[chosen],
                     rescored_ids=None if rescored is None else rescored[chosen, :length],
                     rescored_losses=None if rescored_losses is None else rescored_losses[chosen],
-                    shifted_losses={sigma: losses[chosen] for sigma, (_, losses) in shifted.items()},
-                    shifted_embeddings={sigma: e[chosen, :length] for sigma, (e, _) in shifted.items()},
+                    shifted_losses=shifted_losses[:, chosen],
+                    shifted_embeddings=shifted[:, chosen, :length],
                 )
             )
         return found

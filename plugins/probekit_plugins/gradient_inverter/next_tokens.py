@@ -1,4 +1,4 @@
-"""What a model makes of an inversion: whether its next token stays the prompt's, for embeddings, tokens and texts."""
+"""What a model makes of an inversion: its next token after embeddings, tokens and texts, beside the prompt's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from probekit_plugins.batches import Batches
     from probekit_plugins.gradient_inverter import GradientInverterOptions
 
-Verdicts = list[bool | None]
+# In place of the next token of a text that the model cannot read.
+NONE = -1
 
 
 @dataclass
@@ -86,14 +87,14 @@ def _tokens_of(subject: Subject) -> dict[str, int]:
 
 
 class NextTokens:
-    """Whether the whole model's next token is the prompt's own."""
+    """The whole model's next tokens. `wanted`, `[1]`, is the prompt's own."""
 
     def __init__(self, asked: Asked, subject: Subject, prompt: Prompt, batches: Batches) -> None:
         self._asked, self._model, self._subject, self._prompt = asked, asked.subject, subject, prompt
         self._batches = batches
-        self._wanted = self._after(prompt.input_ids)
+        self.wanted = self.of_tokens(prompt.input_ids)
 
-    def _after(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def of_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
         """`[R, T]` → the next token of each row."""
 
         def of(rows: slice) -> torch.Tensor:
@@ -101,37 +102,33 @@ class NextTokens:
 
         return self._batches.joined(len(input_ids), of, "the next token of tokens")
 
-    def of_embeddings(self, embeddings: torch.Tensor) -> Verdicts:
-        """`[R, T, d]` → one verdict for each row; None where the model embeds tokens otherwise."""
+    def of_embeddings(self, embeddings: torch.Tensor) -> torch.Tensor | None:
+        """`[R, T, d]` → the next token of each row; None where the model embeds tokens otherwise."""
         if not self._asked.reads_embeddings:
-            return [None] * len(embeddings)
+            return None
         ids = self._prompt.input_ids if self._model.reads_ids("logits") else None
-        return _agree(_choice(self._model.layer_map("logits", input_ids=ids), embeddings, self._batches), self._wanted)
+        return _choice(self._model.layer_map("logits", input_ids=ids), embeddings, self._batches)
 
-    def of_tokens(self, input_ids: torch.Tensor) -> Verdicts:
-        """`[R, T]` → one verdict for each row."""
-        return _agree(self._after(input_ids), self._wanted)
-
-    def of_texts(self, input_ids: torch.Tensor) -> Verdicts:
-        """`[R, T]` → one verdict for each row's text, tokenised again; None where the model cannot read that.
+    def of_texts(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """`[R, T]` → the next token of each row's text, tokenised again; NONE where the model cannot read that.
 
         Rows that come to the same tokens are computed once, and every one by itself: their lengths differ.
         """
-        known: dict[tuple[int, ...], bool | None] = {}
-        verdicts = []
+        known: dict[tuple[int, ...], int] = {}
+        found = []
         for row in input_ids.tolist():
             ids = self._tokenised_again(row)
             if tuple(ids) not in known:
                 known[tuple(ids)] = self._of_ids(ids)
-            verdicts.append(known[tuple(ids)])
-        return verdicts
+            found.append(known[tuple(ids)])
+        return torch.tensor(found)
 
-    def _of_ids(self, ids: list[int]) -> bool | None:
+    def _of_ids(self, ids: list[int]) -> int:
         try:
             checked = self._model.check_ids(ids)
         except UsageError:  # no tokens, too many, or another number than the model reads
-            return None
-        return bool(self._after(checked) == self._wanted)
+            return NONE
+        return int(self.of_tokens(checked))
 
     def _tokenised_again(self, ids: list[int]) -> list[int]:
         """The tokens of the text of these; with the special tokens around them that the prompt has around its own."""
@@ -146,7 +143,7 @@ class NextTokens:
 
 
 class TruncatedNextTokens:
-    """The same question, put to the model that is cut after the site and followed by its head, without dropout."""
+    """The same of the model that is cut after the site and followed by its head, without dropout."""
 
     def __init__(
         self,
@@ -161,11 +158,11 @@ class TruncatedNextTokens:
         resting = options.model_copy(update={"dropout": False})
         self._map: Map = site_map(subject, site, resting, prompt.input_ids)
         self._batches = batches
-        self._wanted = _choice(self._map, target_embeddings[None], batches)
+        self.wanted = self.of_embeddings(target_embeddings[None])
 
-    def of_embeddings(self, embeddings: torch.Tensor) -> Verdicts:
-        """`[R, T, d]` → one verdict for each row."""
-        return _agree(_choice(self._map, embeddings, self._batches), self._wanted)
+    def of_embeddings(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """`[R, T, d]` → the next token of each row."""
+        return _choice(self._map, embeddings, self._batches)
 
 
 def _choice(layer_map: Map, embeddings: torch.Tensor, batches: Batches) -> torch.Tensor:
@@ -176,10 +173,6 @@ def _choice(layer_map: Map, embeddings: torch.Tensor, batches: Batches) -> torch
             return layer_map(embeddings[rows])[:, -1].argmax(-1)
 
     return batches.joined(len(embeddings), of, "the next token of embeddings")
-
-
-def _agree(found: torch.Tensor, wanted: torch.Tensor) -> Verdicts:
-    return [bool(verdict) for verdict in found == wanted]
 
 
 def _is_within(ids: list[int], before: list[int], after: list[int]) -> bool:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from probekit import Result, UsageError
 from probekit_plugins.autoencoder.through import Through
 from probekit_plugins.batches import Batches, notes_on_rows
 from probekit_plugins.gradient_inverter.comparison import Comparison
+from probekit_plugins.gradient_inverter.figures import figured
 from probekit_plugins.gradient_inverter.inversion import Descent, Inversion
 from probekit_plugins.gradient_inverter.masks import notes_on_dropout
 from probekit_plugins.gradient_inverter.next_tokens import asked, notes_on_asked
-from probekit_plugins.gradient_inverter.ranks import Frequencies, Ranks
+from probekit_plugins.gradient_inverter.ranks import Nearness, occurrences
 from probekit_plugins.gradient_inverter.scoring import store
 from probekit_plugins.gradient_inverter.spaces import allowed_tokens
-from probekit_plugins.gradient_inverter.summary import summarise
+from probekit_plugins.gradient_inverter.summary import notes_on_starts
 from probekit_plugins.gradient_inverter.together import Together, may_share
 
 if TYPE_CHECKING:
@@ -31,18 +34,18 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
     size = subject.vocabulary if allowed is None else len(allowed)
     if options.top_k > size:
         raise UsageError(f"top_k is {options.top_k}, but the vocabulary has {size} tokens.")
-    frequencies = None if options.frequencies is None else Frequencies.of_file(subject, options.frequencies)
+    result = Result()
+    if options.frequencies is not None:
+        result.tensors["occurrences"] = occurrences(subject, options.frequencies)
     whole = asked(subject, prompts, options)
-    ranks = Ranks(subject, frequencies)
+    nearness = Nearness(subject)
     batches = Batches(context, options)
     through = None if options.through is None else Through(subject, options.through)
     if through:
         through.check_sites(sites)
     compared = (subject, prompts, sites, allowed, options, context, batches, through)
     page = Comparison(*compared) if options.compare_page else None
-    result = Result()
-    noise: dict[str, float | None] = {}
-    without_dropout: list[str] = []
+    dropped: dict[str, bool] = {}
 
     def inverted(site: str) -> Inversion:
         return Inversion(subject, prompts, site, allowed, options, context, batches, through=through)
@@ -59,20 +62,16 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
             result.notes.append(_note(subject, prompts, site, through))
         found = inversion.figures(descents.pop(site, None))
         for number, figures in enumerate(found):
-            store(result, figures, subject, prompts[number], number, site, options, whole, ranks, batches)
-        if frequencies:
-            result.metrics |= {f"{site}/{name}": value for name, value in frequencies.baselines(prompts).items()}
-        result.metrics |= {"learning_rate": inversion.space.rate, "start_sigma": inversion.space.sigma}
+            store(result, figures, subject, prompts[number], number, site, options, whole, nearness, batches)
+        result.tensors["spread"] = torch.tensor(inversion.space.spread, dtype=torch.float64)
         if options.dropout:
-            noise_ratio = inversion.noise_ratio(found)
-            result.metrics[f"{site}/dropout_noise_ratio"] = noise_ratio
-            if inversion.drops:
-                noise[site] = noise_ratio
-            else:
-                without_dropout.append(site)
+            dropped[site] = inversion.drops
+            for number, losses in enumerate(inversion.dropout_losses()):
+                result.tensors[f"{number}/{site}/dropout_losses"] = losses
         if page:
             page.add(result, site)
-    summarise(result, sites, options)
+    result = figured(result, options)
+    result.notes += notes_on_starts(options)
     if subject.conditioned_on_ids:
         result.notes.append(
             "Conditioned on ids: blocks of this model read the token ids again, so they were given the prompt's own, "
@@ -84,7 +83,11 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: GradientInverterOp
             "that by rounding (-o share_pass=no)."
         )
     result.notes += notes_on_asked(whole, options)
-    result.notes += notes_on_dropout(noise, without_dropout) + notes_on_rows(subject) + batches.notes()
+    noise: dict[str, Any] = {
+        site: result.metrics[f"{site}/dropout_noise_ratio"] for site, drops in dropped.items() if drops
+    }
+    without = [site for site, drops in dropped.items() if not drops]
+    result.notes += notes_on_dropout(noise, without) + notes_on_rows(subject) + batches.notes()
     return result
 
 

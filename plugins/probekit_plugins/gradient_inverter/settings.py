@@ -1,9 +1,14 @@
-"""Options that go together, under one name: the source page's own, and the strongest that were measured. No torch."""
+"""Options that go together, under one name: the source page's own, and the strongest that were measured; and what
+options that are not given come to. No torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probekit_plugins.gradient_inverter import GradientInverterOptions
 
 # Everything that decides how a descent goes and how it is decoded, so that no other option stays beside these.
 PAGE: dict[str, Any] = {
@@ -40,3 +45,17 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options as given, and those of the named settings for what was not given."""
     name = given.get("settings", "default")
     return {**(NAMED.get(name, {}) if isinstance(name, str) else {}), **given}
+
+
+def start_sigma(spread: float, options: GradientInverterOptions) -> float:
+    """The standard deviation of the noise that a restart starts from, or that is around a regression. `spread` is that
+    of noise whose embeddings have about the spread of the embedding matrix.
+    """
+    if options.start_sigma is not None:
+        return options.start_sigma
+    return spread / 4 if options.start == "regression" else spread
+
+
+def learning_rate(spread: float, options: GradientInverterOptions) -> float:
+    """The learning rate at the start."""
+    return options.learning_rate or {"adam": spread / 4, "descent": 0.2, "lbfgs": 1.0}[options.optimizer]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import UsageError
+from probekit_plugins.gradient_inverter.settings import learning_rate, start_sigma
 
 if TYPE_CHECKING:
     from probekit import Subject
@@ -32,10 +33,8 @@ class Space:
         elif self._kind == "vocabulary-softmax":
             spread = 1.0
         self.spread = spread
-        around = spread / 4 if options.start == "regression" else spread
-        self.sigma = around if options.start_sigma is None else options.start_sigma
-        default = {"adam": spread / 4, "descent": 0.2, "lbfgs": 1.0}[options.optimizer]
-        self.rate = options.learning_rate or default
+        self.sigma = start_sigma(spread, options)
+        self.rate = learning_rate(spread, options)
         self._pull = options.nearest_pull
         self._box = (self._matrix.amin(0), self._matrix.amax(0)) if options.embedding_box else None
 

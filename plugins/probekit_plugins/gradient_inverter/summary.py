@@ -1,4 +1,6 @@
-"""What an inversion comes to over prompts and restarts: metrics by site, the finding, and what to know beside it."""
+"""What an inversion comes to over prompts and restarts: metrics by site, the finding, and what to know beside it. No
+torch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ SITES_TOLD = 4
 
 
 def summarise(result: Result, sites: Sequence[str], options: GradientInverterOptions) -> None:
-    """Metrics by site over prompts and restarts, the finding, and what a reader has to know beside it."""
+    """Metrics by site over prompts and restarts, and the finding."""
     rescored, page = bool(options.rescore), options.compare_page
     for site in sites:
         result.metrics |= over_rows(result, "restarts", site, f"{site}/")
@@ -31,13 +33,19 @@ def summarise(result: Result, sites: Sequence[str], options: GradientInverterOpt
             result.metrics |= over_rows(result, "page_restarts", site, f"{site}/page/")
 
     result.finding = _finding(result, sites, options)
+
+
+def notes_on_starts(options: GradientInverterOptions) -> list[str]:
+    """What a reader has to know of an inversion that does not begin with nothing."""
+    notes = []
     if options.target_share:
-        result.notes.append(
+        notes.append(
             f"The starts hold {options.target_share:g} times the prompt's own embeddings, so the accuracy is not that "
             "of an inversion from nothing."
         )
     if options.vocabulary == "prompts":
-        result.notes.append("Only the prompts' own tokens could be found: a control, not an inversion from nothing.")
+        notes.append("Only the prompts' own tokens could be found: a control, not an inversion from nothing.")
+    return notes
 
 
 def over_rows(result: Result, table: str, site: str, prefix: str) -> dict[str, float | None]:

@@ -96,7 +96,6 @@ class Together:
         first = self._inversions[0]
         count, tokens = first.size
         where = f"{label}together/{', '.join(self._sites)}"
-        found: dict[str, Descent] = {}
 
         def rows_that_fit(count: int) -> int:
             of_all = tokens * len(self._sites)
@@ -107,26 +106,23 @@ class Together:
             key = f"{where}/rows {chosen.start} to {chosen.stop}"
             return Descent(**context.stage(key, lambda: vars(first.descend_rows(chosen, key, self))))
 
-        def all_parts() -> dict[str, Descent]:
-            tried = batches.attempt()  # what one row of each site needs says nothing about one site
+        does_not_fit = f"{where}/does not fit"
+        if batches.is_known(does_not_fit):
+            return {}
+        tried = batches.attempt()  # what one row of each site needs says nothing about one site
+        try:
             most = tried.estimated(count, rows_that_fit, where)
             parts = [self._by_site(descent) for descent in tried.parts(count, part, where, most)]
-            batches.adopt(tried)
-            return {site: Descent.joined([each[site] for each in parts]) for site in self._sites}
-
-        def attempt() -> dict[str, torch.Tensor]:
-            try:
-                found.update(all_parts())
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                context.log(f"One row of each of {self.name} does not fit into memory; going on with a site at a time.")
-            return {"fits": torch.tensor(bool(found))}
-
-        if not bool(context.stage(f"{where}/fits", attempt)["fits"]):
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            context.log(f"One row of each of {self.name} does not fit into memory; going on with a site at a time.")
+            parts = []
+        if not parts:  # only here: until the exception is gone, its traceback holds the tensors of what failed
+            context.stage(does_not_fit, dict)
             return {}
-        found = found or all_parts()  # whose parts a resumed run reads back
-        return {site: each.on(subject.device) for site, each in found.items()}
+        batches.adopt(tried)
+        return {site: Descent.joined([each[site] for each in parts]).on(subject.device) for site in self._sites}
 
     def _one_row(self) -> list[torch.Tensor]:
         return [inversion.one_row() for inversion in self._inversions]

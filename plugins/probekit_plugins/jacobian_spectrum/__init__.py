@@ -53,7 +53,12 @@ class JacobianSpectrum(probekit.Analysis[JacobianSpectrumOptions]):
     def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
         from probekit_plugins.jacobian_spectrum.spectrum import run
 
-        return run(subject, prompts, self.options, self.context)
+        return self.recompute(run(subject, prompts, self.options, self.context))
+
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.jacobian_spectrum.figures import figured
+
+        return figured(result, self.options)
 
     def report(self, result: Result, page: Page) -> None:
         from probekit_plugins.jacobian_spectrum.page import draw

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from probekit import ActivationBatch, Context, Page, Result
     from probekit_plugins.layer_similarity.similarity import Similarity
 
+# Tokens of which there is an unbiased estimate of HSIC.
+LEAST_ROWS = 4
+
 
 class LayerSimilarityOptions(probekit.Options):
     """Options of the layer similarity."""
@@ -55,12 +58,16 @@ class LayerSimilarity(probekit.ActivationAnalysis[LayerSimilarityOptions]):
         self._similarity.add(batch)
 
     def finish(self) -> Result:
-        from probekit_plugins.layer_similarity.summary import summarised
-
         similarity, self._similarity = self._similarity, None
         if similarity is None:
             raise probekit.AnalysisError("There are no activations to compare; give at least one prompt.")
-        return summarised(similarity)
+        similarity.end()
+        return self.recompute(probekit.Result(tensors=similarity.tensors()))
+
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.layer_similarity.summary import figured
+
+        return figured(result, self.options)
 
     def report(self, result: Result, page: Page) -> None:
         from probekit_plugins.layer_similarity.page import draw

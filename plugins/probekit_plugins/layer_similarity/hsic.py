@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-# Of fewer rows there is no unbiased estimate.
-LEAST_ROWS = 4
-
 
 def centred_gram(rows: torch.Tensor) -> torch.Tensor:
     """The Gram matrix `K = X Xᵀ` of rows `[n, width]`, without its diagonal and U-centred, `[n, n]`, n ≥ 4.

@@ -1,16 +1,18 @@
-"""What is kept of all activations: HSIC of every pair of sites, and the angles between neighbours."""
+"""What is measured of all activations: HSIC of every pair of sites, and the angles between neighbours."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from probekit import AnalysisError
+from probekit_plugins import widths
 from probekit_plugins.activation_rows import finite_rows, in_double
-from probekit_plugins.layer_similarity.hsic import LEAST_ROWS, centred_gram, hsic
+from probekit_plugins.layer_similarity import LEAST_ROWS
+from probekit_plugins.layer_similarity.hsic import centred_gram, hsic
 from probekit_plugins.layer_similarity.minibatches import Minibatches, Rows
 
 if TYPE_CHECKING:
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 
 # HSIC is added up in so many groups of minibatches, so that leaving out one after the other tells the error.
 GROUPS = 10
-# A site whose activations vary by less than this share of their length holds nothing: it is what fp32 rounds off.
-_NO_SPREAD = 1e-7
 
 
 class Similarity:
@@ -88,42 +88,42 @@ class Similarity:
             self.minibatches += 1
 
     def end(self) -> None:
-        """Compare what is left, after the last batch."""
+        """Compare what is left, after the last batch. Raises AnalysisError if no token counts."""
+        skipped = self.options.skip_first
+        if not self.tokens_kept:
+            raise AnalysisError(
+                "No token is left to compare: "
+                + ("position 0 does" if skipped == 1 else f"positions 0 to {skipped - 1} do")
+                + " not count, and no prompt is longer; give longer ones, or -o skip_first=0."
+            )
         self._compare(self._minibatches.rest())
 
-    def cka(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """CKA of every pair `[sites, sites]`, NaN where a site does not vary, and its standard error.
-
-        The error is the jackknife's over groups of minibatches, None for fewer than two: how far CKA may be from that
-        of all these tokens at once. Other prompts would give another CKA, of which it says nothing.
+    def tensors(self) -> dict[str, Any]:
+        """All that is kept, after the end: sums of `hsic` by group of minibatches, each weighted by its tokens, and of
+        the squared lengths of what is compared; sums by neighbours, of no token where widths differ; and counts.
         """
-        total = self._hsic.sum(0)
-        lengths = self._squares / max(1, self.tokens_compared)
-        still = total.diagonal() / max(1, self.tokens_compared) <= (_NO_SPREAD**2 * lengths) ** 2
-        whole = _ratio(total)
-        whole[still] = math.nan
-        whole[:, still] = math.nan
-        groups = min(GROUPS, self.minibatches)
-        if groups < 2:
-            return whole, None
-        without = torch.stack([_ratio(total - self._hsic[group]) for group in range(groups)])
-        spread = (without - without.mean(0)).square().sum(0)
-        return whole, (spread * (groups - 1) / groups).sqrt()
-
-
-def _ratio(total: torch.Tensor) -> torch.Tensor:
-    """`H_ij / √(H_ii H_jj)`, in which the weights of minibatches cancel. NaN where a site does not vary."""
-    roots = total.diagonal().sqrt()
-    return (total / roots[:, None] / roots).clamp(-1, 1)
+        counts = ("prompts", "tokens", "tokens_kept", "tokens_compared", "minibatches")
+        found = [self.neighbours.get(pair, Neighbours()) for pair in pairwise(self.sites)]
+        return {
+            **widths.as_tensors(self.widths),
+            "hsic": self._hsic[: self.minibatches],
+            "squares": self._squares,
+            "neighbours/tokens": torch.tensor([each.count for each in found]),
+            "neighbours/cosines": torch.tensor([each.cosines for each in found], dtype=torch.float64),
+            "neighbours/angles": torch.tensor([each.angles for each in found], dtype=torch.float64),
+            **{name: torch.tensor(getattr(self, name)) for name in counts},
+        }
 
 
 class Neighbours:
-    """The cosine and the angle between two sites' activations of one token, over all tokens where neither is zero."""
+    """Sums over tokens where neither is zero: the cosine of two sites' activations of one token, and their angle as a
+    share of half a turn, `arccos(cos) / π`.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self._cosines = 0.0
-        self._angles = 0.0
+        self.cosines = 0.0
+        self.angles = 0.0
 
     def add(self, before: torch.Tensor, after: torch.Tensor) -> None:
         """Take in rows `[tokens, width]` of both."""
@@ -132,15 +132,5 @@ class Neighbours:
         directed = lengths > 0
         cosines = ((first * second).sum(1)[directed] / lengths[directed]).clamp(-1, 1)
         self.count += len(cosines)
-        self._cosines += float(cosines.sum())
-        self._angles += float(cosines.arccos().sum()) / math.pi
-
-    @property
-    def cosine(self) -> float | None:
-        """The mean cosine; None without a token."""
-        return self._cosines / self.count if self.count else None
-
-    @property
-    def angle(self) -> float | None:
-        """The mean angle as a share of half a turn, `arccos(cos) / π`; None without a token."""
-        return self._angles / self.count if self.count else None
+        self.cosines += float(cosines.sum())
+        self.angles += float(cosines.arccos().sum()) / math.pi

@@ -1,53 +1,47 @@
-"""The result of the layer similarity: every pair, neighbours, runs of alike sites, and the finding."""
+"""From what was measured to figures: every pair, neighbours, runs of alike sites, and the finding. No torch."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy
 
-from probekit import Result
-from probekit_plugins.layer_similarity.hsic import LEAST_ROWS
-from probekit_plugins.layer_similarity.similarity import Similarity
+from probekit_plugins import widths
+from probekit_plugins.arrays import array
+from probekit_plugins.layer_similarity import LEAST_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from probekit import Result
+    from probekit_plugins.layer_similarity import LayerSimilarityOptions
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
+# A site whose activations vary by less than this share of their length holds nothing: it is what fp32 rounds off.
+_NO_SPREAD = 1e-7
 
 
-def summarised(similarity: Similarity) -> Result:
-    """All figures as a result. Raises AnalysisError if no token counts."""
-    from probekit import AnalysisError
-
-    skipped = similarity.options.skip_first
-    if not similarity.tokens_kept:
-        raise AnalysisError(
-            "No token is left to compare: "
-            + ("position 0 does" if skipped == 1 else f"positions 0 to {skipped - 1} do")
-            + " not count, and no prompt is longer; give longer ones, or -o skip_first=0."
-        )
-    similarity.end()
-    cka, error = similarity.cka()
-    sites = similarity.sites
-    runs = _runs(sites, cka, similarity.options.alike)
-    result = Result(
+def figured(measured: Result, options: LayerSimilarityOptions) -> Result:
+    """A result with the figures that follow from its tensors, of torch or of numpy."""
+    tensors = {name: array(tensor) for name, tensor in measured.tensors.items()}
+    of_sites = widths.of_tensors(tensors)
+    sites = list(of_sites)
+    cka, error = _cka(tensors)
+    runs = _runs(sites, cka, options.alike)
+    counts = ("prompts", "tokens", "tokens_kept", "tokens_compared", "minibatches")
+    result = replace(
+        measured,
         tables={
-            "sites": [{"site": site, "width": width} for site, width in similarity.widths.items()],
+            "sites": [{"site": site, "width": width} for site, width in of_sites.items()],
             "pairs": _pairs(sites, cka, error),
-            "neighbours": _neighbours(similarity, cka),
+            "neighbours": _neighbours(sites, cka, tensors),
             "runs": runs,
         },
-        metrics={
-            "prompts": similarity.prompts,
-            "tokens": similarity.tokens,
-            "tokens_kept": similarity.tokens_kept,
-            "tokens_compared": similarity.tokens_compared,
-            "minibatches": similarity.minibatches,
-        },
+        metrics={name: int(tensors[name].item()) for name in counts},
     )
     known = [row for row in result.tables["pairs"] if row["cka"] is not None]
     figures = [float(row["cka"] or 0) for row in known]
@@ -60,16 +54,43 @@ def summarised(similarity: Similarity) -> Result:
     }
     for row in result.tables["neighbours"]:
         result.metrics |= {f"{row['site']}/{name}": row[name] for name in ("cka", "cosine", "angle")}
-    result.finding = _finding(result, similarity)
-    result.notes += _notes(result, similarity)
+    result.finding = _finding(result, options)
+    result.notes = [*measured.notes, *_notes(result, options)]
     return result
 
 
-def _known(value: torch.Tensor) -> float | None:
+def _cka(tensors: Mapping[str, Any]) -> tuple[Any, Any]:
+    """CKA of every pair `[sites, sites]`, NaN where a site does not vary, and its standard error.
+
+    The error is the jackknife's over groups of minibatches, None for fewer than two: how far CKA may be from that
+    of all these tokens at once. Other prompts would give another CKA, of which it says nothing.
+    """
+    hsic, compared = tensors["hsic"], max(1, tensors["tokens_compared"].item())
+    total = hsic.sum(0)
+    still = total.diagonal() / compared <= (_NO_SPREAD**2 * tensors["squares"] / compared) ** 2
+    whole = _ratio(total)
+    whole[still] = math.nan
+    whole[:, still] = math.nan
+    groups = len(hsic)
+    if groups < 2:
+        return whole, None
+    without = numpy.stack([_ratio(total - group) for group in hsic])
+    spread = numpy.square(without - without.mean(0)).sum(0)
+    return whole, numpy.sqrt(spread * (groups - 1) / groups)
+
+
+def _ratio(total: Any) -> Any:
+    """`H_ij / √(H_ii H_jj)`, in which the weights of minibatches cancel. NaN where a site does not vary."""
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        roots = numpy.sqrt(total.diagonal())
+        return (total / roots[:, None] / roots).clip(-1, 1)
+
+
+def _known(value: float) -> float | None:
     return None if math.isnan(float(value)) else float(value)
 
 
-def _pairs(sites: Sequence[str], cka: torch.Tensor, error: torch.Tensor | None) -> list[Row]:
+def _pairs(sites: Sequence[str], cka: Any, error: Any) -> list[Row]:
     """Each pair of sites once, the earlier one first."""
     return [
         {
@@ -83,24 +104,22 @@ def _pairs(sites: Sequence[str], cka: torch.Tensor, error: torch.Tensor | None) 
     ]
 
 
-def _neighbours(similarity: Similarity, cka: torch.Tensor) -> list[Row]:
-    """Each site but the first, with the one before it."""
-    rows: list[Row] = []
-    for index, pair in enumerate(pairwise(similarity.sites)):
-        found = similarity.neighbours.get(pair)
-        rows.append(
-            {
-                "site": pair[1],
-                "before": pair[0],
-                "cka": _known(cka[index, index + 1]),
-                "cosine": found.cosine if found else None,
-                "angle": found.angle if found else None,
-            }
-        )
-    return rows
+def _neighbours(sites: Sequence[str], cka: Any, tensors: Mapping[str, Any]) -> list[Row]:
+    """Each site but the first, with the one before it: CKA, mean cosine and mean angle (None without a token)."""
+    sums = zip(*(tensors[f"neighbours/{name}"].tolist() for name in ("tokens", "cosines", "angles")), strict=True)
+    return [
+        {
+            "site": site,
+            "before": before,
+            "cka": _known(cka[index, index + 1]),
+            "cosine": cosines / count if count else None,
+            "angle": angles / count if count else None,
+        }
+        for index, ((before, site), (count, cosines, angles)) in enumerate(zip(pairwise(sites), sums, strict=True))
+    ]
 
 
-def _runs(sites: Sequence[str], cka: torch.Tensor, alike: float) -> list[Row]:
+def _runs(sites: Sequence[str], cka: Any, alike: float) -> list[Row]:
     """Runs of neighbouring sites in which every pair is alike, none of them within another: two sites at least."""
     runs: list[Row] = []
     reached = 0
@@ -122,7 +141,7 @@ def _runs(sites: Sequence[str], cka: torch.Tensor, alike: float) -> list[Row]:
     return runs
 
 
-def _finding(result: Result, similarity: Similarity) -> str:
+def _finding(result: Result, options: LayerSimilarityOptions) -> str:
     """The longest run of alike sites, the least alike pair, and the neighbours with the least angle."""
     parts = []
     known = [row for row in result.tables["pairs"] if row["cka"] is not None]
@@ -139,7 +158,7 @@ def _finding(result: Result, similarity: Similarity) -> str:
             )
         else:
             parts.append(
-                f"no two neighbours are alike (CKA of at least {similarity.options.alike:g}); the most alike sites are "
+                f"no two neighbours are alike (CKA of at least {options.alike:g}); the most alike sites are "
                 f"{most['site']} and {most['other']} with {float(most['cka'] or 0):.3f}"
             )
         if least is not most:
@@ -153,26 +172,27 @@ def _finding(result: Result, similarity: Similarity) -> str:
             f"{turn['site']} turns activations the least from {turn['before']}, by "
             f"{180 * float(turn['angle'] or 0):.3g}° (mean cosine {float(turn['cosine'] or 0):.3f})"
         )
-    return f"Of {len(similarity.sites)} sites, {'; '.join(parts) or 'none could be compared'}."
+    return f"Of {len(result.tables['sites'])} sites, {'; '.join(parts) or 'none could be compared'}."
 
 
-def _notes(result: Result, similarity: Similarity) -> list[str]:
+def _notes(result: Result, options: LayerSimilarityOptions) -> list[str]:
     notes = []
-    skipped = similarity.options.skip_first
+    skipped, metrics = options.skip_first, result.metrics
     if skipped:
         many = "position 0 does" if skipped == 1 else f"positions 0 to {skipped - 1} do"
         notes.append(
-            f"{similarity.tokens_kept} of {similarity.tokens} tokens are compared: {many} not count (-o skip_first=0 "
+            f"{metrics['tokens_kept']} of {metrics['tokens']} tokens are compared: {many} not count (-o skip_first=0 "
             "counts all)."
         )
-    if similarity.tokens_kept < LEAST_ROWS:
+    if int(metrics["tokens_kept"] or 0) < LEAST_ROWS:
         notes.append(f"CKA needs at least {LEAST_ROWS} tokens that count, so it is missing.")
         return notes
-    if result.metrics["cka_error_greatest"] is None and result.metrics["cka_least"] is not None:
+    if metrics["cka_error_greatest"] is None and metrics["cka_least"] is not None:
         notes.append("There is one minibatch, and so nothing to tell the error of CKA from.")
     missing = [row for row in result.tables["pairs"] if row["cka"] is None]
     if missing:
-        sites = [site for site in similarity.sites if all(row["cka"] is None for row in _with(result, site))]
+        every = [str(row["site"]) for row in result.tables["sites"]]
+        sites = [site for site in every if all(row["cka"] is None for row in _with(result, site))]
         notes.append(f"All tokens have the same activation at {', '.join(sites)}, so CKA is missing there.")
     return notes
 

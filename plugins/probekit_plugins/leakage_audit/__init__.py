@@ -59,6 +59,11 @@ class LeakageAudit(probekit.Analysis[LeakageAuditOptions]):
 
         draw(result, page)
 
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.leakage_audit.figures import figured
+
+        return figured(result)
+
 
 @probekit.hookimpl
 def probekit_analyses() -> list[type[probekit.Analysis[LeakageAuditOptions]]]:

@@ -11,7 +11,7 @@ from probekit_plugins.autoencoder.through import several
 from probekit_plugins.batches import Batches, notes_on_rows
 from probekit_plugins.exact_inverter.inversion import (
     VERIFIED_THROUGH,
-    figures,
+    add_prompts,
     recovered,
     samples_to_learn_from,
     store,
@@ -19,7 +19,8 @@ from probekit_plugins.exact_inverter.inversion import (
 )
 from probekit_plugins.exact_inverter.recovery import Inverter
 from probekit_plugins.exact_inverter.targets import blurred, captured, known_positions
-from probekit_plugins.leakage_audit.conditions import NONE, Row, parts, passes
+from probekit_plugins.leakage_audit.conditions import NONE, Row, parts, prefix
+from probekit_plugins.leakage_audit.figures import figured
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
@@ -30,7 +31,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOption
     """Recover the prompts under every condition. Raises AnalysisError for a site that is not causal."""
     sites = subject.expand_sites(options.sites)
     batches = Batches(context, options)
-    result = Result(tables={"conditions": []})
+    result = Result()
     samples = None
     through = several(subject, options.through, NONE)
     for autoencoder in through.values():
@@ -42,12 +43,14 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOption
         ]
         samples = samples or samples_to_learn_from(subject, exact, context, batches)
         inverter = Inverter(subject, site, samples, options, context, batches)
+        if site == sites[0]:
+            add_prompts(result, subject, exact, {})
         given = {NONE: exact}
         for name, autoencoder in through.items():
             if autoencoder.belongs(site):
                 result.notes.append(autoencoder.note(site, [target.activations for target in exact]))
                 given[name] = through_autoencoder(autoencoder, exact, subject, site, samples)
-        for name, precision, noise in product(given, options.precisions, options.noise):
+        for name, precision, noise in product(given, dict.fromkeys(options.precisions), dict.fromkeys(options.noise)):
             condition: Row = {"site": site, "through": name, "precision": precision, "noise": noise}
             label = ", ".join(parts(condition))
             targets = [
@@ -56,21 +59,11 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOption
                 for number, target in enumerate(given[name])
             ]
             found = recovered(inverter, targets, context, label)
-            one = Result()
-            for number, (target, recovery) in enumerate(zip(targets, found, strict=True)):
-                store(one, subject, {"prompt": number, "site": site}, target, recovery)
-            for sequence in one.sequences["recovered"]:
-                sequence.labels |= condition
-                result.sequences.setdefault("recovered", []).append(sequence)
-            result.tables["conditions"].append(condition | figures(one.tables["prompts"], one.tables["positions"]))
+            store(result, subject, prefix(condition), condition, targets, found)
             tokens = sum(len(target.known) for target in targets)
             result.seconds[label] = sum(each.seconds + each.seconds_of_proof for each in found) / tokens
         result.seconds[f"{site}/learning"] = inverter.seconds
-    result.finding = _finding(result.tables["conditions"], len(prompts))
-    for row in result.tables["conditions"]:
-        where = "/".join(parts(row))
-        for name in ("token_accuracy", "verified_share", "false_positives", "candidates_per_token"):
-            result.metrics[f"{where}/{name}"] = row[name]
+    result = figured(result)
     result.notes.append(
         "An attacker is assumed who has the model, and knows the site, the precision and the noise. Tokens are chosen "
         "one after the other, by their activations alone: a prior over texts would bring back more under strong noise."
@@ -79,25 +72,3 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: LeakageAuditOption
         result.notes.append(VERIFIED_THROUGH)
     result.notes += notes_on_rows(subject) + batches.notes()
     return result
-
-
-def _finding(rows: Sequence[Row], prompts: int) -> str:
-    """What leaks from the deepest site as it is, and what the noise or the autoencoders that were tried do about it."""
-    of_site = [row for row in rows if row["site"] == rows[-1]["site"]]
-    deepest = [row for row in of_site if passes(row) == NONE]
-    plain, worst = min(deepest, key=lambda row: row["noise"]), max(deepest, key=lambda row: row["noise"])
-    through = [
-        f"{row['token_accuracy']:.0%} through {passes(row)}"
-        for row in of_site
-        if passes(row) != NONE and (row["precision"], row["noise"]) == (plain["precision"], plain["noise"])
-    ]
-
-    def leaked(row: Row) -> str:
-        rounded = "" if row["precision"] == "none" else f" rounded to {row['precision']}"
-        noisy = f" with noise of σ = {row['noise']:g}" if row["noise"] else ""
-        return f"{row['token_accuracy']:.0%} of the tokens come back from {row['site']}{rounded}{noisy}"
-
-    many = "the prompt" if prompts == 1 else f"{prompts} prompts"
-    cost = f"{plain['verified_share']:.0%} with proof, at {plain['candidates_per_token']:.3g} candidates a token"
-    told = [f"Of {many}, {leaked(plain)}, {cost}", ", ".join(through), "" if plain is worst else leaked(worst)]
-    return "; ".join(filter(None, told)) + "."

@@ -15,6 +15,11 @@ def parts(row: Row) -> list[str]:
     return [str(row["site"]), *through, str(row["precision"]), f"noise {row['noise']}"]
 
 
+def prefix(row: Row) -> str:
+    """What the names of a condition's figures and tensors begin with."""
+    return "/".join(parts(row))
+
+
 def passes(row: Row) -> str:
     """The autoencoder that the activations passed through."""
     return str(row.get("through", NONE))

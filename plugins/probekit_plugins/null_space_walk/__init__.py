@@ -50,7 +50,12 @@ class NullSpaceWalk(probekit.Analysis[NullSpaceWalkOptions]):
     def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
         from probekit_plugins.null_space_walk.strides import run
 
-        return run(subject, prompts, self.options, self.context)
+        return self.recompute(run(subject, prompts, self.options, self.context))
+
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.walks.figures import figured
+
+        return figured(result)
 
     def report(self, result: Result, page: Page) -> None:
         from probekit_plugins.null_space_walk.page import draw

@@ -33,7 +33,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: NullSpaceWalkOptio
         vectors = 8 * iterations + 2 * options.directions
         found = [Track("null space", lambda walkers: NullSpace(walkers, options), graph=graph, vectors=vectors)]
         if options.control:
-            found.append(Track("random", lambda walkers: RandomDirection(walkers, options), control=True))
+            found.append(Track("random", lambda walkers: RandomDirection(walkers, options)))
         return found
 
     return walk(subject, prompts, options, context, tracks)

@@ -117,6 +117,12 @@ class OneWordAutoencoder(probekit.Analysis[OneWordAutoencoderOptions]):
 
         draw(result, page, self.options)
 
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.one_word_autoencoder.tables import fill
+
+        fill(result, self.options)
+        return result
+
 
 @probekit.hookimpl
 def probekit_analyses() -> list[type[probekit.Analysis[OneWordAutoencoderOptions]]]:

@@ -1,4 +1,4 @@
-"""Figures of an autoencoder on texts that it was not trained on."""
+"""What an autoencoder makes of texts that it was not trained on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from probekit_plugins import corpus
 from probekit_plugins.continued import continued
 from probekit_plugins.head import predicted_tokens
+from probekit_plugins.one_word_autoencoder.figures import AS_IT_WAS, MEMORIES
 from probekit_plugins.one_word_autoencoder.objective import (
     contexts,
     encoded,
@@ -18,7 +19,6 @@ from probekit_plugins.one_word_autoencoder.objective import (
     segment_at,
     with_end,
 )
-from probekit_plugins.one_word_autoencoder.repulsion import coding_rate, mean_cosine
 
 if TYPE_CHECKING:
     from probekit import Context, Subject
@@ -30,43 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of each text: what was decoded and what should be, `[n, T]`, with its mask; `−log p` of the text given its own
-    vectors and given another text's, in nats, `[n]`; and the vectors `[n, k d]`. All on the CPU.
+    """Of each text: what was decoded and what should be, `[n, T]`, the latter −1 behind it; `−log p` of the text given
+    its own vectors and given another text's, in nats, `[n]`; and the vectors `[n, k d]`. All on the CPU.
     """
 
     decoded: torch.Tensor
     wanted: torch.Tensor
-    mask: torch.Tensor
     nll: torch.Tensor
     nll_shuffled: torch.Tensor
     vectors: torch.Tensor
-
-    @property
-    def exact(self) -> torch.Tensor:
-        """Which texts come back exactly, from the first token to the end, `[n]`."""
-        return self._exact(self.decoded)
-
-    @property
-    def right(self) -> torch.Tensor:
-        """Which tokens of the texts are decoded at their place, `[n, T]`."""
-        return (self.decoded == self.wanted) & self.mask.bool()
-
-    def figures(self, distortion: float) -> dict[str, float]:
-        """Shares, nats a token, and how the vectors are spread."""
-        tokens = self.mask.sum().item()
-        return {
-            "exact": self.exact.double().mean().item(),
-            # Greedy decoding of another text's vectors gives that text's decoding.
-            "exact_shuffled": self._exact(self.decoded.roll(1, 0)).double().mean().item(),
-            "token_accuracy": self.right.sum().item() / tokens,
-            "nll": self.nll.double().sum().item() / tokens,
-            "nll_shuffled": self.nll_shuffled.double().sum().item() / tokens,
-            "cosine": mean_cosine(self.vectors),
-            "coding_rate": coding_rate(self.vectors.double(), distortion).item(),
-        }
-
-    def _exact(self, decoded: torch.Tensor) -> torch.Tensor:
-        return ((decoded == self.wanted) | ~self.mask.bool()).all(-1)
 
 
 def measured(
@@ -79,7 +51,7 @@ def measured(
     key: str,
 ) -> Measured:
     """Each text encoded, and decoded greedily from its vectors alone; a stage of the run."""
-    device, wanted = model.slots.device, with_end(texts.ids, texts.mask, end)
+    device, wanted = model.slots.device, expected(texts, end)
     tokens = predicted_tokens(model.decoder)
 
     def encode(rows: slice) -> torch.Tensor:
@@ -95,8 +67,8 @@ def measured(
             return model.decode(own, ids, torch.ones_like(ids))[:, -1, :tokens]
 
         nothing = torch.zeros(len(own), 0, dtype=torch.long, device=device)
-        found = continued(next_logits, nothing, wanted[0].shape[1], end)
-        missing = wanted[0].shape[1] - found.shape[1]
+        found = continued(next_logits, nothing, wanted.shape[1], end)
+        missing = wanted.shape[1] - found.shape[1]
         return torch.nn.functional.pad(found, (0, missing), value=end or 0)
 
     def losses(rows: slice, given: torch.Tensor) -> torch.Tensor:
@@ -120,7 +92,13 @@ def measured(
         }
 
     found = context.stage(name, all_of_it)
-    return Measured(found["decoded"], *wanted, found["nll"], found["nll_shuffled"], found["vectors"])
+    return Measured(found["decoded"], wanted, found["nll"], found["nll_shuffled"], found["vectors"])
+
+
+def expected(texts: Texts, end: int | None) -> torch.Tensor:
+    """What should be decoded, `[n, T]`: each text with its end, if the model has one, and −1 behind that."""
+    ids, mask = with_end(texts.ids, texts.mask, end)
+    return torch.where(mask.bool(), ids, -1)
 
 
 def surprisal(subject: Subject, texts: Texts, end: int | None, context: Context, batches: Batches) -> torch.Tensor:
@@ -146,10 +124,6 @@ def _of_subject(
     return nll(logits.float() if logits.dtype != torch.float64 else logits, wanted, counted)
 
 
-MEMORIES = ("memory", "another text's memory", "truncation", "no memory")
-AS_IT_WAS = ("truncation, as it was", "no memory, as it was", "whole context, as it was")
-
-
 def memory(
     model: OneWord,
     subject: Subject,
@@ -160,7 +134,8 @@ def memory(
     batches: Batches,
     key: str,
 ) -> torch.Tensor:
-    """Nats a token of each segment after the first, given what came before in several ways, `[segments, ways]`.
+    """Nats of each segment after the first, all texts together, given what came before in several ways, and its tokens:
+    `[segments, ways + 1]`.
 
     The ways are `MEMORIES`, by what decodes, and `AS_IT_WAS`, by the model before any training.
     """
@@ -210,5 +185,4 @@ def memory(
         vectors = batches.joined(count, encode, f"memory/{key}/encoded", options.batch)
         return {"sums": batches.joined(count, of, f"memory/{key}", options.batch)}
 
-    sums = context.stage(f"memory/{key}", all_of_it)["sums"].sum(0)
-    return sums[:, :-1] / sums[:, -1:].clamp(min=1)
+    return context.stage(f"memory/{key}", all_of_it)["sums"].sum(0)

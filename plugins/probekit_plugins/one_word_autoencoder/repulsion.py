@@ -1,4 +1,4 @@
-"""What drives the vectors of different texts apart, and how near they are to each other.
+"""What drives the vectors of different texts apart.
 
 All take vectors `[n, w]`, the k vectors of a text side by side, and look at their directions alone.
 """
@@ -39,14 +39,6 @@ def coding_rate(vectors: torch.Tensor, distortion: float) -> torch.Tensor:
     factor = torch.linalg.cholesky(identity + width / (count * distortion) * gram)
     rate: torch.Tensor = factor.diagonal().log().sum()
     return rate
-
-
-def mean_cosine(vectors: torch.Tensor) -> float:
-    """The mean of `cos(E_i, E_j)` over all pairs i ≠ j: 1 where all vectors are the same."""
-    unit = normalize(vectors.double(), dim=-1)
-    count = len(unit)
-    total = unit.sum(0).square().sum() - unit.square().sum()
-    return float(total / (count * (count - 1)))
 
 
 def repulsion(kind: Repulsion, vectors: torch.Tensor, options: OneWordAutoencoderOptions) -> torch.Tensor:

@@ -13,11 +13,12 @@ from probekit_plugins import copies, lora
 from probekit_plugins.batches import Batches
 from probekit_plugins.corpus import Corpus, corpus, end, start
 from probekit_plugins.exact_inverter.tolerance import check_causal
-from probekit_plugins.one_word_autoencoder.measure import AS_IT_WAS, MEMORIES, Measured, measured, memory, surprisal
+from probekit_plugins.one_word_autoencoder.figures import UNTRAINED, first_kept, kept
+from probekit_plugins.one_word_autoencoder.measure import Measured, expected, measured, memory, surprisal
 from probekit_plugins.one_word_autoencoder.model import OneWord
 from probekit_plugins.one_word_autoencoder.objective import loss
-from probekit_plugins.one_word_autoencoder.summary import summarise
-from probekit_plugins.one_word_autoencoder.tables import by_group, lengths, surprisals
+from probekit_plugins.one_word_autoencoder.summary import notes
+from probekit_plugins.one_word_autoencoder.tables import LENGTHS, LOSSES, MEMORY, SURPRISAL, WANTED, fill
 from probekit_plugins.one_word_autoencoder.wording import Wording, wording
 from probekit_plugins.order import Order
 from probekit_plugins.texts import beginning
@@ -52,7 +53,6 @@ class _Bench:
 
     subject: Subject
     texts: Corpus
-    nats: torch.Tensor
     site: str
     words: dict[int, Wording]
     options: OneWordAutoencoderOptions
@@ -71,15 +71,18 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: OneWordAutoencoder
     _check_segments(subject, texts, words, options)
     _check_order(subject, texts, site)
     batches = Batches(context, options)
-    result = Result(tables={name: [] for name in ("trained", "settings", "by_length", "by_surprisal", "losses")})
     nats = surprisal(subject, texts.held_out, end(subject), context, batches)
     subject.check_finite(nats, "The surprisal of the texts")
-    bench = _Bench(subject, texts, nats, site, words, options, context, batches, result)
+    result = Result(tensors={WANTED: expected(texts.held_out, end(subject)).int(), LENGTHS: texts.held_out.lengths})
+    result.tensors[SURPRISAL] = nats
+    bench = _Bench(subject, texts, site, words, options, context, batches, result)
     for setting in _settings(options):
         for seed in range(options.seeds):
             _add(bench, setting, seed)
-    result.notes += batches.notes()
-    summarise(result, subject, texts, nats, site, options)
+    about: dict[str, Any] = {"texts": len(texts.training), "source": texts.source}
+    result.sequences["about"] = [TokenSequence([], [], {**about, "site": site, "width": subject.width})]
+    fill(result, options)
+    result.notes += [*batches.notes(), *notes(subject, texts, options)]
     return result
 
 
@@ -170,7 +173,7 @@ def _add(bench: _Bench, setting: Setting, seed: int) -> None:
     model = OneWord(subject, bench.words[setting.vectors], bench.site, setting.vectors, options, drawn)
     last, first = end(subject), start(subject)
     rest = (last, options, context, bench.batches)
-    untrained = measured(model, held, *rest, f"{name}, untrained").figures(options.distortion)
+    bench.result.tensors |= first_kept(measured(model, held, *rest, name + UNTRAINED), name + UNTRAINED)
     training = bench.texts.training
     order = Order(len(training), drawn)
 
@@ -183,30 +186,15 @@ def _add(bench: _Bench, setting: Setting, seed: int) -> None:
 
     ended = train(model, objective, batch, options, context, name)
     found = measured(model, held, *rest, name)
-    row: dict[str, Any] = {
-        "setting": setting.name,
-        "vectors": setting.vectors,
-        "repulsion": setting.repulsion,
-        "seed": seed,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "steps": ended.steps,
-        **found.figures(options.distortion),
-        "exact_untrained": untrained["exact"],
-        "token_accuracy_untrained": untrained["token_accuracy"],
-        "cosine_untrained": untrained["cosine"],
-    }
     result = bench.result
-    result.tables["trained"].append(row)
+    result.tensors |= kept(found, name) | {f"{LOSSES}/{name}": ended.losses.cpu()}
     result.seconds[f"training {name}"] = ended.seconds
-    labels: dict[str, Any] = {"setting": setting.name, "seed": seed}
-    result.tables["losses"] += [{**labels, "step": step, "loss": value} for step, value in ended.curve()]
-    result.tables["by_length"] += by_group(labels, found.exact, lengths(held.lengths))
-    result.tables["by_surprisal"] += by_group(labels, found.exact, surprisals(bench.nats))
+    about: dict[str, Any] = {"setting": setting.name, "vectors": setting.vectors, "repulsion": setting.repulsion}
+    about |= {"seed": seed, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    result.sequences.setdefault("trainings", []).append(TokenSequence([], [], about))
     if options.segment is not None and held.ids.shape[1] > options.segment:
-        table = memory(model, subject, held, first, options, context, bench.batches, name)
-        rows = [dict(zip((*MEMORIES, *AS_IT_WAS), values, strict=True)) for values in table.tolist()]
-        kept = result.tables.setdefault("memory", [])
-        kept += [{**labels, "segment": number, **each} for number, each in enumerate(rows, 2)]
+        given = (first, options, context, bench.batches, name)
+        result.tensors[f"{MEMORY}/{name}"] = memory(model, subject, held, *given)
     if seed == 0:
         _show(bench, setting, found)
 
@@ -217,7 +205,7 @@ def _show(bench: _Bench, setting: Setting, found: Measured) -> None:
     count = min(bench.options.shown, len(held))
     for number in range(count):
         row = number * len(held) // count
-        wanted = found.wanted[row, found.mask[row].bool()].tolist()
+        wanted = found.wanted[row][found.wanted[row] >= 0].tolist()
         # What was decoded up to its own end, or up to the length of the text where nothing ends one.
         decoded, last = found.decoded[row].tolist(), end(subject)
         decoded = decoded[: decoded.index(last) + 1] if last in decoded else decoded[: max(len(wanted), 1)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Mapping
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from probekit_plugins.corpus import end
 
 if TYPE_CHECKING:
-    import torch
-
     from probekit import Result, Subject
     from probekit_plugins.corpus import Corpus
     from probekit_plugins.one_word_autoencoder import OneWordAutoencoderOptions
@@ -31,15 +29,8 @@ SPREAD = (
 )
 
 
-def summarise(
-    result: Result,
-    subject: Subject,
-    texts: Corpus,
-    nats: torch.Tensor,
-    site: str,
-    options: OneWordAutoencoderOptions,
-) -> None:
-    """Add the table `settings`, metrics, the finding and notes."""
+def summarise(result: Result, texts: Mapping[str, Any], source: str) -> None:
+    """Add the table `settings`, metrics, those of the texts among them, and the finding."""
     rows = result.tables["trained"]
     for setting in dict.fromkeys(str(row["setting"]) for row in rows):
         same: list[Row] = [dict(row) for row in rows if row["setting"] == setting]
@@ -49,19 +40,8 @@ def summarise(
             over |= {name: median(values), f"{name}_least": min(values), f"{name}_greatest": max(values)}
             result.metrics[f"{setting}/{name}"] = over[name]
         result.tables["settings"].append(over)
-    ended = 0 if end(subject) is None else 1
-    result.metrics |= {
-        "texts": len(texts.training),
-        "texts_held_out": len(texts.held_out),
-        "tokens_least": int(texts.held_out.lengths.min()),
-        "tokens_greatest": int(texts.held_out.lengths.max()),
-        "width": subject.width,
-        "site": site,
-        "bits_median": nats.median().item() / log(2),
-        "nats_per_token": nats.double().sum().item() / (texts.held_out.tokens + ended * len(texts.held_out)),
-    }
-    result.finding = _finding(result, texts.source)
-    result.notes += _notes(subject, texts, options)
+    result.metrics |= texts
+    result.finding = _finding(result, source)
 
 
 def percent(row: Row, name: str) -> str:
@@ -95,32 +75,33 @@ def _finding(result: Result, source: str) -> str:
     return text + "."
 
 
-def _notes(subject: Subject, texts: Corpus, options: OneWordAutoencoderOptions) -> list[str]:
-    notes = []
+def notes(subject: Subject, texts: Corpus, options: OneWordAutoencoderOptions) -> list[str]:
+    """What a reader has to know beside the figures."""
+    found = []
     if texts.source == "what the model writes itself":
-        notes.append(
+        found.append(
             f"There were fewer than ten prompts, so the model wrote {options.pieces} texts itself; they are likelier, "
             "and easier to encode, than others: give texts (-o texts=FILE)."
         )
     if end(subject) is None:
-        notes.append("The model has no token that ends a text, so decoding stops at each text's own length.")
+        found.append("The model has no token that ends a text, so decoding stops at each text's own length.")
     if options.training == "lora":
-        notes.append("LoRA: adapters in the copy that encodes alone; the model as it is decodes.")
+        found.append("LoRA: adapters in the copy that encodes alone; the model as it is decodes.")
     if options.segment is not None and texts.held_out.ids.shape[1] <= options.segment:
-        notes.append(f"No text is longer than a segment of {options.segment} tokens, so nothing was iterated.")
+        found.append(f"No text is longer than a segment of {options.segment} tokens, so nothing was iterated.")
     elif options.segment is not None and not options.continuation:
-        notes.append(
+        found.append(
             "The next segment was not trained (-o continuation=0), so that its likelihood given the vectors says "
             "little."
         )
     if "coding-rate-as-printed" in options.repulsion:
-        notes.append(
+        found.append(
             "The repulsion 'coding-rate-as-printed' is the source's equation 1 taken at its word: it makes the coding "
             "rate small, and so all vectors alike. It is a control that has to fail."
         )
     if options.seconds is not None:
-        notes.append("Trainings ended after a number of seconds at the latest: two runs may differ.")
+        found.append("Trainings ended after a number of seconds at the latest: two runs may differ.")
     if options.seeds < 3:
         often = "once" if options.seeds == 1 else "twice"
-        notes.append(f"Each was trained {often} only; -o seeds=3 or more shows how much figures vary.")
-    return notes
+        found.append(f"Each was trained {often} only; -o seeds=3 or more shows how much figures vary.")
+    return found

@@ -49,7 +49,16 @@ class OrthogonalWalk(probekit.Analysis[OrthogonalWalkOptions]):
     def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
         from probekit_plugins.orthogonal_walk.strides import run
 
-        return run(subject, prompts, self.options, self.context)
+        return self.recompute(run(subject, prompts, self.options, self.context))
+
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.orthogonal_walk.differences import gradients
+        from probekit_plugins.walks.figures import figured
+
+        found = figured(result)
+        if self.options.gradient_check:
+            found.tables["gradients"] = gradients(result)
+        return found
 
     def report(self, result: Result, page: Page) -> None:
         from probekit_plugins.walks.page import draw

@@ -14,41 +14,24 @@ import torch
 
 from probekit import Result
 from probekit_plugins.batches import Batches
+from probekit_plugins.orthogonal_walk.differences import WAYS
 
 if TYPE_CHECKING:
     from probekit import Context, Prompt, Subject
 
 OUTPUTS_AT_ONCE = 128
-WAYS = ("per output", "backward of ones")
 
 
-def compare(result: Result, subject: Subject, prompts: Sequence[Prompt], context: Context) -> None:
-    """Add the table `gradients`: at each site and prompt, how far two other ways are from the gradient of the sum.
-
-    `difference` is the greatest of any entry, `relative_difference` that over the greatest entry of the gradient.
-    """
-    result.tables["gradients"] = []
+def measure(result: Result, subject: Subject, prompts: Sequence[Prompt], context: Context) -> None:
+    """Add the gradient of every way, at each site and prompt, to the tensors."""
     batches = Batches(context)
-    for site in dict.fromkeys(str(row["site"]) for row in result.tables["walkers"]):
+    for site in dict.fromkeys(str(sequence.labels["site"]) for sequence in result.sequences["prompt"]):
         for number, prompt in enumerate(prompts):
             key = f"gradients/{number}/{site}"
             found = context.stage(key, partial(_ways, subject, prompt, site, context, key, batches))
             batches.limit(int(found["halved_to"]))  # as it was, where it is read back
-            summed = found["summed"].double()
-            for way in WAYS:
-                apart = float((found[way].double() - summed).abs().max())
-                largest = float(summed.abs().max())
-                result.tables["gradients"].append(
-                    {
-                        "prompt": number,
-                        "site": site,
-                        "way": way,
-                        "difference": apart,
-                        "relative_difference": apart / largest if largest else None,
-                        "gradient_rms": float(summed.square().mean().sqrt()),
-                        "outputs": int(found["outputs"]),
-                    }
-                )
+            for name in ("summed", *WAYS, "outputs"):
+                result.tensors[f"{number}/{site}/gradient/{name}"] = found[name]
     result.notes += batches.notes()
 
 

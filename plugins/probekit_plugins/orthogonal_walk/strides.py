@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probekit import Result, UsageError
-from probekit_plugins.orthogonal_walk.gradients import compare
+from probekit_plugins.orthogonal_walk.gradients import measure
 from probekit_plugins.walks.journey import Memoryless, Track
 from probekit_plugins.walks.scoring import walk
 from probekit_plugins.walks.walkers import Walkers
@@ -31,12 +31,12 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: OrthogonalWalkOpti
     def tracks(_: Walkers) -> list[Track]:
         found = [Track("orthogonal", lambda walkers: Orthogonal(walkers, options))]
         if options.control:
-            found.append(Track("random", lambda walkers: Random(walkers, options), control=True))
+            found.append(Track("random", lambda walkers: Random(walkers, options)))
         return found
 
     result = walk(subject, prompts, options, context, tracks)
     if options.gradient_check:
-        compare(result, subject, prompts, context)
+        measure(result, subject, prompts, context)
     return result
 
 

@@ -52,6 +52,11 @@ class PseudoInverse(probekit.Analysis[PseudoInverseOptions]):
 
         draw(result, page)
 
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.pseudo_inverse.figures import figured
+
+        return figured(result, self.options)
+
 
 @probekit.hookimpl
 def probekit_analyses() -> list[type[probekit.Analysis[PseudoInverseOptions]]]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import combinations
-from statistics import mean
 from typing import TYPE_CHECKING
+
+import torch
 
 from probekit import AnalysisError, Result, TokenSequence, UsageError
 from probekit_plugins.head import predicted_tokens
+from probekit_plugins.pseudo_inverse.figures import figured, named_tokens
 
 if TYPE_CHECKING:
-    import torch
-
     from probekit import Context, Prompt, Subject
     from probekit_plugins.pseudo_inverse import PseudoInverseOptions
-
-WEAKEST = 20
 
 
 def run(subject: Subject, prompts: Sequence[Prompt], options: PseudoInverseOptions, context: Context) -> Result:
@@ -30,8 +27,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: PseudoInverseOptio
     if options.margins:
         _measure_margins(subject, _with_margins(subject, decoders, result), result, context)
     _look(subject, prompts, decoders, result, options)
-    result.finding = _finding(result, decoders)
-    return result
+    return figured(result, options)
 
 
 def _usable_decoders(subject: Subject, result: Result, options: PseudoInverseOptions) -> list[str]:
@@ -49,7 +45,7 @@ def _usable_decoders(subject: Subject, result: Result, options: PseudoInverseOpt
         else subject.width
     )
     if "pseudo-inverse" in chosen:
-        result.metrics["embedding_rank"] = rank
+        result.tensors["embedding_rank"] = torch.tensor(rank)
     if rank < subject.width:
         result.notes.append(
             f"The embedding matrix has rank {rank} of {subject.width}: its Gram matrix is singular, and the "
@@ -85,46 +81,12 @@ def _margins_of(subject: Subject, name: str, context: Context) -> dict[str, torc
 
 
 def _measure_margins(subject: Subject, decoders: Sequence[str], result: Result, context: Context) -> None:
-    import torch
-
-    winners: dict[str, torch.Tensor] = {}
     for name in decoders:
         kept = context.stage(f"margins/{name}", partial(_margins_of, subject, name, context))
-        margins, rivals = kept["margins"], kept["rivals"]
-        subject.check_finite(margins, f"The margin of the {name} decoder")
-        own = torch.arange(len(margins), device=margins.device)
-        winners[name] = torch.where(margins > 0, own, rivals).cpu()
-        result.tensors |= {f"margins/{name}": margins, f"rivals/{name}": rivals}
-        result.metrics |= {
-            f"{name}/round_trip_rate": float((margins > 0).float().mean()),
-            f"{name}/ties": int((margins == 0).sum()),
-            f"{name}/margin_median": float(margins.median()),
-            f"{name}/margin_min": float(margins.min()),
-        }
-        weakest = margins.topk(min(WEAKEST, len(margins)), largest=False).indices.tolist()
-        for index, text, rival_text in zip(
-            weakest, subject.tokens(weakest), subject.tokens([int(rivals[index]) for index in weakest]), strict=True
-        ):
-            result.tables.setdefault("weakest", []).append(
-                {
-                    "decoder": name,
-                    "token": text,
-                    "id": index,
-                    "margin": float(margins[index]),
-                    "strongest rival": rival_text,
-                    "rival id": int(rivals[index]),
-                }
-            )
-    for first, second in combinations(decoders, 2):
-        apart = (winners[first] != winners[second]).nonzero().flatten().tolist()
-        result.tables.setdefault("disagreement", []).append(
-            {
-                "decoders": f"{first} / {second}",
-                "tokens apart": len(apart),
-                "share": len(apart) / subject.vocabulary,
-                "examples": " ".join(repr(text) for text in subject.tokens(apart[:6])),
-            }
-        )
+        subject.check_finite(kept["margins"], f"The margin of the {name} decoder")
+        result.tensors |= {f"margins/{name}": kept["margins"], f"rivals/{name}": kept["rivals"]}
+    named = named_tokens(result, decoders)
+    result.sequences["vocabulary"] = [TokenSequence(named, subject.tokens(named))]
 
 
 def _look(
@@ -154,37 +116,9 @@ def _look(
                             {"prompt": number, "site": site, "decoder": name, "rank": rank},
                         )
                     )
-                result.tables.setdefault("lens", []).append(
-                    {
-                        "prompt": number,
-                        "site": site,
-                        "decoder": name,
-                        "own token": float((found[:, 0] == ids).float().mean()),
-                        "own token in top k": float((found == ids[:, None]).any(-1).float().mean()),
-                        "next token": float((found[:-1, 0] == ids[1:]).float().mean()) if len(ids) > 1 else None,
-                    }
-                )
     left_out = [site for site in sites if site not in kept]
     if left_out:
         result.notes.append(
             f"Left out of the lens, because they are not {subject.width} wide as the embedding is, or have other "
             f"positions than the prompt: {', '.join(left_out)}."
         )
-
-
-def _finding(result: Result, decoders: Sequence[str]) -> str:
-    lens = result.tables.get("lens", [])
-    parts = []
-    found = {name: result.metrics.get(f"{name}/round_trip_rate") for name in decoders}
-    rates = ", ".join(f"{name} {rate:.2%}" for name, rate in found.items() if rate is not None)
-    if rates:
-        parts.append(f"Tokens of the vocabulary that decode to themselves: {rates}.")
-    if lens:
-        last = str(lens[-1]["site"])
-        rows = [row for row in lens if row["site"] == last]
-        shares = ", ".join(
-            f"{name} {mean(float(row['own token'] or 0) for row in rows if row['decoder'] == name):.0%}"
-            for name in decoders
-        )
-        parts.append(f"At {last} the prompt's own tokens are still the first choice for: {shares}.")
-    return " ".join(parts)

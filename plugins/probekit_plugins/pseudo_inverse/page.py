@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from probekit import Token, TokenRow, TokenSequence
-from probekit_plugins.pseudo_inverse.measure import WEAKEST
+from probekit_plugins.pseudo_inverse.figures import WEAKEST
 
 if TYPE_CHECKING:
     from probekit import Page, Result

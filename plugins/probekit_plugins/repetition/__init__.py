@@ -92,7 +92,12 @@ class Repetition(probekit.Analysis[RepetitionOptions]):
     def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
         from probekit_plugins.repetition.measure import run
 
-        return run(subject, prompts, self.options, self.context)
+        return self.recompute(run(subject, prompts, self.options, self.context))
+
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.repetition.outcome import figured
+
+        return figured(result, self.options, self.context)
 
     def report(self, result: Result, page: Page) -> None:
         from probekit_plugins.repetition.page import draw

@@ -7,7 +7,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING
 
 from probekit_plugins.repeats import seq_rep
-from probekit_plugins.repetition.sources import Group, Origin, accuracy, decoded
+from probekit_plugins.repetition.sources import SAID, Group, Origin, accuracy, decoded
 from probekit_plugins.repetition.summary import RandomTokens, Row, Scalar, metrics, row, spread
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def _quality_rows(origin: Origin, groups: Iterable[Group], random: RandomTokens)
     for group in groups:
         if group.labels["rank"] in (None, 0):
             for sequence, prompt in zip(group.sequences, group.prompts, strict=True):
-                labels = {name: value for name, value in sequence.labels.items() if name not in ("step", "rank")}
+                left_out = ("step", "rank", *SAID)
+                labels = {name: value for name, value in sequence.labels.items() if name not in left_out}
                 if prompt:
                     kind = (group.labels["analysis"], group.labels["variant"])
                     key = (str(sorted(labels.items())), tuple(sequence.ids))

@@ -6,12 +6,13 @@ tokens before, wrep/l the share where it moreover is not the true next token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from probekit import Context, UsageError
+from probekit_plugins.arrays import array
 from probekit_plugins.batches import Batches
 from probekit_plugins.head import predicted_tokens
 
@@ -29,6 +30,11 @@ Sums = dict[str, torch.Tensor]
 def names(windows: Sequence[int]) -> list[str]:
     """The figures that `measure` sums, in order."""
     return [f"{kind}_{window}" for window in windows for kind in ("rep", "wrep", "text_rep")] + ["unlikelihood", "nll"]
+
+
+def columns_of(windows: Sequence[int]) -> list[str]:
+    """The columns of a table that they fill, each beside random tokens'."""
+    return [column for name in names(windows) for column in (name, f"{name}_random")]
 
 
 def measure(
@@ -98,16 +104,29 @@ def unlikelihood(log_probabilities: torch.Tensor, ids: torch.Tensor, start: int)
     return -(rest.log() * candidates).sum(-1)
 
 
-def means(parts: Sequence[Sums]) -> dict[str, float | None]:
+def stacked(parts: Sequence[Sums], windows: Sequence[int]) -> torch.Tensor:
+    """All rows of several batches as they are saved, `[rows, figures]`: `names(windows)`, and the count."""
+    return torch.cat([torch.stack([part[name] for name in _columns(windows)], 1) for part in parts])
+
+
+def unstacked(saved: Any, windows: Sequence[int]) -> Mapping[str, Any]:
+    """The same by name, as numpy arrays `[rows]`."""
+    return dict(zip(_columns(windows), array(saved).T, strict=True))
+
+
+def _columns(windows: Sequence[int]) -> list[str]:
+    return [*dict.fromkeys(names(windows)), "count"]
+
+
+def means(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Figures per predicted token over all rows of several batches; None where nothing was predicted."""
     if not parts:
         return {}
     count = sum(float(part["count"].sum()) for part in parts)
-    # In an order of their own: tensors that were read back are in another than those just computed.
     figures = sorted(parts[0].keys() - {"count"}, key=lambda name: (name.rstrip("0123456789"), len(name), name))
     return {name: sum(float(part[name].sum()) for part in parts) / count if count else None for name in figures}
 
 
-def of_row(sums: Sums, row: int) -> dict[str, float | None]:
+def of_row(sums: Mapping[str, Any], row: int) -> dict[str, float | None]:
     """The same figures of one row."""
     return means([{name: values[row : row + 1] for name, values in sums.items()}])

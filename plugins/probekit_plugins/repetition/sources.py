@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,10 @@ Labels = dict[str, Scalar]
 OURS = "repetition"
 # What tells sequences of one group apart; every other label makes a group of its own.
 POOLED = ("prompt", "restart", "step", "walker", "walk", "sample", "seed", "position", "index", "piece")
+# Labels that say something of one sequence, and nothing of where it belongs.
+SAID = ("text", "reasons")
+# Lists that are no texts: what was given, and single tokens that a table names.
+NO_TEXTS = ("prompt", "vocabulary")
 # Labels with a column of their own; the rest stand together in "variant".
 COLUMNS = ("site", "rank")
 
@@ -121,19 +126,72 @@ def _own(results: Mapping[str, Result], metric: str) -> int | None:
     return known if isinstance(known, int) else None
 
 
+def encoded(origins: Iterable[Origin], predicted: Sequence[str]) -> bytes:
+    """What is measured of these runs, as a JSON file: their sequences without the texts of tokens, and what a model
+    predicted along texts of its own, the columns `predicted` of the table `generated`.
+    """
+    ours = ("run", "strategy", "stage", *predicted)
+
+    def sequences(analysis: str, result: Result) -> dict[str, Any]:
+        return {
+            name: [
+                {
+                    "ids": sequence.ids,
+                    "labels": {label: value for label, value in sequence.labels.items() if label not in SAID},
+                }
+                for sequence in group
+            ]
+            for name, group in result.sequences.items()
+            if (name == "generated" if analysis == OURS else name == "prompt" or name not in NO_TEXTS)
+        }
+
+    def generated(analysis: str, result: Result) -> list[dict[str, Any]]:
+        rows = result.tables.get("generated", []) if analysis == OURS else []
+        return [{name: row.get(name) for name in ours} for row in rows]
+
+    document = [
+        {
+            "labels": origin.labels,
+            "vocabulary": origin.vocabulary,
+            "results": {
+                analysis: {"sequences": sequences(analysis, result), "generated": generated(analysis, result)}
+                for analysis, result in origin.results.items()
+            },
+        }
+        for origin in origins
+    ]
+    return (json.dumps(document) + "\n").encode()
+
+
+def read(content: bytes) -> list[Origin]:
+    """The same from such a file."""
+
+    def result(found: Mapping[str, Any]) -> Result:
+        sequences = {
+            name: [TokenSequence(each["ids"], [], each["labels"]) for each in group]
+            for name, group in found["sequences"].items()
+        }
+        return Result(sequences=sequences, tables={"generated": found["generated"]})
+
+    return [
+        Origin(each["labels"], {name: result(found) for name, found in each["results"].items()}, each["vocabulary"])
+        for each in json.loads(content)
+    ]
+
+
 def decoded(origin: Origin) -> list[Group]:
-    """The groups of every named list of sequences but the prompts, by analysis, name, site, rank and the rest."""
+    """The groups of every named list of texts but the prompts, by analysis, name, site, rank and the rest."""
     groups: dict[tuple[object, ...], Group] = {}
     for analysis, result in origin.results.items():
         if analysis == OURS:
             continue
         prompts = result.sequences.get("prompt", [])
         for name, sequences in result.sequences.items():
-            if name == "prompt":
+            if name in NO_TEXTS:
                 continue
             ends = _ends(sequences)
             for sequence, at_end in zip(sequences, ends, strict=True):
-                own = {label: value for label, value in sequence.labels.items() if label not in POOLED}
+                own = {label: value for label, value in sequence.labels.items() if label not in POOLED + SAID}
                 key = (analysis, name, *sorted((label, str(value)) for label, value in own.items()))
                 if key not in groups:
                     variant = ", ".join(f"{label} {value}" for label, value in own.items() if label not in COLUMNS)
@@ -152,7 +210,7 @@ def decoded(origin: Origin) -> list[Group]:
 def _ends(sequences: Iterable[TokenSequence]) -> list[bool]:
     """Whether each sequence is the last step of its own descent or walk; those without steps are."""
     listed = list(sequences)
-    keys = [tuple(sorted((k, str(v)) for k, v in s.labels.items() if k not in ("step", "rank"))) for s in listed]
+    keys = [tuple(sorted((k, str(v)) for k, v in s.labels.items() if k not in ("step", "rank", *SAID))) for s in listed]
     last: dict[tuple[tuple[str, str], ...], int] = {}
     for key, sequence in zip(keys, listed, strict=True):
         step = sequence.labels.get("step")

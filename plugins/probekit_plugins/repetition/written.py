@@ -1,8 +1,8 @@
-"""Text as table rows: what the model generates, what it is given, and what saved runs generated."""
+"""What is measured of text: what the model generates and what it is given, and its predictions along both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,9 @@ import torch
 from probekit import Result, TokenSequence
 from probekit_plugins.head import predicted_tokens
 from probekit_plugins.repetition import predictions
-from probekit_plugins.repetition.figures import of_sequence
 from probekit_plugins.repetition.generation import Generation, Texts
 from probekit_plugins.repetition.predictions import Sums
-from probekit_plugins.repetition.sources import OURS, Labels, Origin
-from probekit_plugins.repetition.summary import RandomTokens, Row, metrics, row
+from probekit_plugins.repetition.sources import Labels
 from probekit_plugins.repetition.texts import pieces_of_file
 from probekit_plugins.texts import beginning, begun, spread_over
 
@@ -104,78 +102,44 @@ def _predicted(
     return context.stage(key, lambda: predictions.measure(subject, whole, start, options.windows, batches, key))
 
 
-def store_written(
+def keep_written(
     result: Result,
     written: Written,
     subject: Subject,
     prompts: Sequence[Prompt],
-    labels: Labels,
+    stage: str,
     options: RepetitionOptions,
-    random: RandomTokens,
 ) -> None:
-    """A model's texts as sequences, a row for each text and one for each strategy; `labels` hold the stage."""
-    stage = labels["stage"]
-    strategies = list(dict.fromkeys(options.strategies))
+    """A model's texts as sequences, by strategy, prompt and sample; and what it predicted along them, and along random
+    tokens, as tensors.
+    """
     numbers = range(len(prompts))
-    by_chance = predictions.means([written.sums[RANDOM, number] for number in numbers])
-    for strategy in strategies:
-        every: list[list[int]] = []
+    for strategy in dict.fromkeys(options.strategies):
         for number in numbers:
             for sample, ids in enumerate(written.texts[strategy, number].tolist()):
-                every.append(ids)
                 own: Labels = {"strategy": strategy, "prompt": number, "sample": sample, "stage": stage}
-                result.sequences.setdefault("generated", []).append(TokenSequence(ids, subject.tokens(ids), own))
-                predicted = predictions.of_row(written.sums[strategy, number], sample)
-                _store_text(result, subject, {"kind": "generated", **own}, ids, predicted, options)
-        found = row(every, subject.vocabulary, options, random)
-        predicted = predictions.means([written.sums[strategy, number] for number in numbers])
-        found |= predicted | {f"{name}_random": value for name, value in by_chance.items()}
-        result.tables.setdefault("generated", []).append({**labels, "strategy": strategy, **found})
-        prefix = strategy if stage == "before" else f"{stage}/{strategy}"
-        result.metrics |= metrics(prefix, found) | {f"{prefix}/{name}": value for name, value in predicted.items()}
+                result.sequences.setdefault("generated", []).append(_text(subject, ids, own))
+    for name in (*dict.fromkeys(options.strategies), RANDOM):
+        sums = [written.sums[name, number] for number in numbers]
+        result.tensors[f"predicted/{stage}/{name}"] = predictions.stacked(sums, options.windows)
 
 
-def store_saved(result: Result, origins: Iterable[Origin], options: RepetitionOptions, random: RandomTokens) -> None:
-    """What saved runs generated; what their models predicted along it is taken from them."""
-    for origin in origins:
-        ours = origin.results.get(OURS)
-        if ours is None:
-            continue
-        groups: dict[tuple[str, str], list[list[int]]] = {}
-        for sequence in ours.sequences.get("generated", []):
-            key = (str(sequence.labels.get("strategy")), str(sequence.labels.get("stage")))
-            groups.setdefault(key, []).append(sequence.ids)
-        for (strategy, stage), every in groups.items():
-            found = row(every, origin.vocabulary, options, random)
-            theirs = [
-                row
-                for row in ours.tables.get("generated", [])
-                if (row.get("run"), row.get("strategy"), row.get("stage")) == ("this run", strategy, stage)
-            ]
-            for name in predictions.names(options.windows) if theirs else []:
-                found |= {each: theirs[0].get(each) for each in (name, f"{name}_random")}
-            labels = {**origin.labels, "stage": stage, "strategy": strategy}
-            result.tables.setdefault("generated", []).append({**labels, **found})
-            middle = "" if stage == "before" else f"{stage}/"
-            result.metrics |= metrics(f"{origin.labels['run']}/{middle}{strategy}", found)
-
-
-def measure_given(
+def keep_given(
     result: Result,
     subject: Subject,
     prompts: Sequence[Prompt],
     options: RepetitionOptions,
-    random: RandomTokens,
     context: Context,
     batches: Batches,
 ) -> None:
-    """The prompts themselves, and the pieces of the text if there is one."""
+    """The prompts themselves, and the pieces of the text if there is one: as sequences, and what the model predicts
+    along them, and along random tokens, as tensors.
+    """
     can_predict = subject.has_logits
-    ids = [prompt.input_ids[0].tolist() for prompt in prompts]
     sums, by_chance = [], []
     for number, prompt in enumerate(prompts):
-        labels: Labels = {"prompt": number}
-        result.sequences.setdefault("prompt", []).append(TokenSequence(ids[number], prompt.tokens, labels))
+        ids = prompt.input_ids[0].tolist()
+        result.sequences.setdefault("prompt", []).append(_text(subject, ids, {"prompt": number}, prompt.tokens))
         if can_predict:
             first, rest = prompt.input_ids[:, :1], prompt.input_ids[:, 1:].cpu()
             chance = _random(subject, (1, rest.shape[1]), options, context)
@@ -183,7 +147,7 @@ def measure_given(
             found = _predicted(subject, first, two, options, context, key, batches)
             sums.append({name: values[:1] for name, values in found.items()})
             by_chance.append({name: values[1:] for name, values in found.items()})
-    _store_given(result, subject, "prompts", ids, (sums, by_chance), options, random)
+    _keep_predicted(result, "prompts", sums, by_chance, options)
     if options.text is None:
         return
     pieces = spread_over(pieces_of_file(subject, options), options.text_pieces)
@@ -194,41 +158,19 @@ def measure_given(
         return [context.stage(key, lambda: predictions.measure(subject, whole, start, options.windows, batches, key))]
 
     chance = _random(subject, (begin, pieces.shape[1]), options, context)
-    both = (predicted(pieces, "given text"), predicted(chance, "random text")) if can_predict else ([], [])
     for number, piece in enumerate(pieces.tolist()):
-        result.sequences.setdefault("text", []).append(TokenSequence(piece, subject.tokens(piece), {"piece": number}))
-    _store_given(result, subject, "text", pieces.tolist(), both, options, random)
+        result.sequences.setdefault("text", []).append(_text(subject, piece, {"piece": number}))
+    if can_predict:
+        _keep_predicted(result, "text", predicted(pieces, "given text"), predicted(chance, "random text"), options)
 
 
-def _store_given(
-    result: Result,
-    subject: Subject,
-    kind: str,
-    every: Sequence[list[int]],
-    predicted: tuple[Sequence[Sums], Sequence[Sums]],
-    options: RepetitionOptions,
-    random: RandomTokens,
+def _keep_predicted(
+    result: Result, kind: str, sums: Sequence[Sums], by_chance: Sequence[Sums], options: RepetitionOptions
 ) -> None:
-    sums, by_chance = predicted
-    rows = [predictions.of_row(part, index) for part in sums for index in range(len(part["count"]))]
-    for number, ids in enumerate(every):
-        own: Labels = {"kind": kind, "strategy": None, "prompt": number, "sample": None, "stage": None}
-        _store_text(result, subject, own, ids, rows[number] if rows else {}, options)
-    found = row(every, subject.vocabulary, options, random)
-    found |= predictions.means(sums) | {f"{name}_random": value for name, value in predictions.means(by_chance).items()}
-    result.tables.setdefault("given", []).append({"text": kind, **found})
-    result.metrics |= metrics(kind, found) | {
-        f"{kind}/{name}": value for name, value in predictions.means(sums).items()
-    }
+    if sums:
+        result.tensors[f"predicted/{kind}"] = predictions.stacked(sums, options.windows)
+        result.tensors[f"predicted/{kind}/{RANDOM}"] = predictions.stacked(by_chance, options.windows)
 
 
-def _store_text(
-    result: Result,
-    subject: Subject,
-    labels: Row,
-    ids: list[int],
-    predicted: Mapping[str, float | None],
-    options: RepetitionOptions,
-) -> None:
-    found: Row = {**labels, **of_sequence(ids, options.drop_last), **predicted, "text": subject.text(ids)}
-    result.tables.setdefault("texts", []).append(found)
+def _text(subject: Subject, ids: list[int], labels: Labels, tokens: list[str] | None = None) -> TokenSequence:
+    return TokenSequence(ids, tokens or subject.tokens(ids), {**labels, "text": subject.text(ids)})

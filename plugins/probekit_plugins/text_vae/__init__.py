@@ -126,6 +126,12 @@ class TextVae(probekit.Analysis[TextVaeOptions]):
 
         draw(result, page)
 
+    def recompute(self, result: Result) -> Result:
+        from probekit_plugins.text_vae.tables import fill
+
+        fill(result, self.options)
+        return result
+
 
 @probekit.hookimpl
 def probekit_analyses() -> list[type[probekit.Analysis[TextVaeOptions]]]:

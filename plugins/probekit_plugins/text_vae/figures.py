@@ -63,21 +63,21 @@ def latents(vae: Vae, texts: Batch) -> Latents:
     return Latents(mean, log_variance)
 
 
-def mutual_information(found: Latents, generator: torch.Generator) -> float:
-    """`MI = E_x KL(q(z | x) ‖ p) − KL(q(z) ‖ p)` in nats, at most `ln N`; `q(z)` is the mixture of all N texts'.
+def information(found: Latents, generator: torch.Generator) -> torch.Tensor:
+    """`log q(z | x) − log q(z)` in nats, of a few samples of z for each text, `[samples, n]`, float64; `q(z)` is the
+    mixture of all N texts'.
 
-    That is `E log q(z | x) − log q(z)`, by a few samples of each. Hoffman and Johnson, 2016.
+    Its mean is `MI = E_x KL(q(z | x) ‖ p) − KL(q(z) ‖ p)`, at most `ln N`. Hoffman and Johnson, 2016.
     """
-    total, count = 0.0, 0
+    rows = []
     size = max(1, min(AT_ONCE, ENTRIES // found.mean.numel()))
     for _ in range(AGGREGATE):
-        z = found.sample(generator)
-        own = found.log_density(z)
-        for part, one in zip(z.split(size), own.split(size), strict=True):
+        z, parts = found.sample(generator), []
+        for part, own in zip(z.split(size), found.log_density(z).split(size), strict=True):
             every = _log_normal(part[:, None], found.mean[None], found.log_variance[None])
-            total += float((one - every.logsumexp(1) + math.log(len(found.mean))).sum())
-            count += len(part)
-    return total / count
+            parts.append(own - every.logsumexp(1) + math.log(len(found.mean)))
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
 
 
 def nll(language: Language, texts: Batch, z: torch.Tensor | None = None) -> torch.Tensor:
@@ -91,41 +91,58 @@ def nll(language: Language, texts: Batch, z: torch.Tensor | None = None) -> torc
     return torch.cat(found)
 
 
-def log_likelihood(
+def importance(
     vae: Vae, texts: Batch, found: Latents, samples: int, generator: torch.Generator, step: Callable[[], None]
 ) -> torch.Tensor:
-    """`log p̂(x) = logsumexp_s[log p(x | z_s) + log p(z_s) − log q(z_s | x)] − log S`, z_s from q, in nats, `[n]`.
-
-    A lower bound in the mean, the tighter the larger S (Burda et al., 2016).
-    """
+    """`log p(x | z_s) + log p(z_s) − log q(z_s | x)`, z_s from q, in nats, `[samples, n]`."""
     weights = []
     for _ in range(samples):
         z = found.sample(generator)
         prior = _log_normal(z, torch.zeros_like(z), torch.zeros_like(z))
         weights.append(prior - found.log_density(z) - nll(vae, texts, z))
         step()
-    return torch.stack(weights).logsumexp(0) - math.log(samples)
+    return torch.stack(weights)
+
+
+def log_likelihood(weights: torch.Tensor) -> torch.Tensor:
+    """`log p̂(x) = logsumexp_s[log p(x | z_s) + log p(z_s) − log q(z_s | x)] − log S` in nats, `[n]`, of `[S, n]`.
+
+    A lower bound in the mean, the tighter the larger S (Burda et al., 2016).
+    """
+    return weights.logsumexp(0) - math.log(len(weights))
 
 
 @dataclass(frozen=True)
 class Use:
-    """Whether z is used, in nats of each text, `[n]`: its NLL given its own z, that of another text, and one from the
-    prior; the mean over a few draws.
+    """Whether z is used, in nats of each text, `[3, draws, n]`: its NLL given its own z, that of another text, and one
+    from the prior.
     """
 
-    own: torch.Tensor
-    shuffled: torch.Tensor
-    prior: torch.Tensor
+    nll: torch.Tensor
+
+    @property
+    def own(self) -> torch.Tensor:
+        """Given its own z, the mean over draws, `[n]`."""
+        return self.nll[0].mean(0)
+
+    @property
+    def _costs(self) -> torch.Tensor:
+        return self.nll[1].mean(0) - self.own
 
     @property
     def delta(self) -> float:
         """`ΔRec = NLL(x | z of another) − NLL(x | z)`, the mean over texts."""
-        return float((self.shuffled - self.own).mean())
+        return float(self._costs.mean())
 
     @property
     def error(self) -> float:
         """Standard error of that mean."""
-        return float((self.shuffled - self.own).std() / len(self.own) ** 0.5)
+        return float(self._costs.std() / len(self.own) ** 0.5)
+
+    @property
+    def of_prior(self) -> float:
+        """`NLL(x | z of the prior) − NLL(x | z)`, the mean over texts."""
+        return float((self.nll[2].mean(0) - self.own).mean())
 
 
 def use(vae: Vae, texts: Batch, found: Latents, generator: torch.Generator) -> Use:
@@ -139,8 +156,7 @@ def use(vae: Vae, texts: Batch, found: Latents, generator: torch.Generator) -> U
         prior = torch.randn(z.shape, generator=generator, dtype=torch.double)
         for row, each in zip(rows, (z, other, prior), strict=True):
             row.append(nll(vae, texts, each))
-    own, shuffled, drawn = (torch.stack(row).mean(0) for row in rows)
-    return Use(own, shuffled, drawn)
+    return Use(torch.stack([torch.stack(row) for row in rows]))
 
 
 @dataclass(frozen=True)
@@ -190,18 +206,17 @@ def written(vae: Language, z: torch.Tensor, length: int, generator: torch.Genera
     return found
 
 
-def exact(vae: Vae, texts: Batch, found: Latents) -> tuple[float, list[list[int]]]:
-    """Share of the texts that greedy decoding of μ gives again, token for token; and what it gives.
+def again(vae: Vae, texts: Batch, found: Latents) -> list[list[int]]:
+    """What greedy decoding of μ gives of texts.
 
-    Where nothing ends a text, only its own length is compared.
+    Where nothing ends a text, only its own length is kept.
     """
     chosen = texts[: min(WRITTEN, len(texts))]
     length = chosen.decoder.ids.shape[1] + len(vae.reader.end)
-    again = written(vae, found.mean[: len(chosen)], length)
-    rows = chosen.decoder.rows()
-    if not vae.reader.end:
-        again = [each[: len(row)] for each, row in zip(again, rows, strict=True)]
-    return sum(each == row for each, row in zip(again, rows, strict=True)) / len(rows), again
+    rows = written(vae, found.mean[: len(chosen)], length)
+    if vae.reader.end:
+        return rows
+    return [each[: len(row)] for each, row in zip(rows, chosen.decoder.rows(), strict=True)]
 
 
 def _parts(texts: Batch) -> list[Batch]:

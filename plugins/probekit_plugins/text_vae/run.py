@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from probekit import Result
+from probekit import Result, TokenSequence
 from probekit_plugins.corpus import corpus
 from probekit_plugins.order import Order
 from probekit_plugins.text_vae import figures
@@ -16,7 +15,8 @@ from probekit_plugins.text_vae.checks import check
 from probekit_plugins.text_vae.examples import keep_examples
 from probekit_plugins.text_vae.made import BESIDE, Maker
 from probekit_plugins.text_vae.recipe import Recipe, recipes
-from probekit_plugins.text_vae.summary import summarise
+from probekit_plugins.text_vae.summary import notes
+from probekit_plugins.text_vae.tables import PHASE_1, TEXTS, fill, of, padded
 from probekit_plugins.text_vae.vae import Language, Vae
 from probekit_plugins.trainer import train
 
@@ -27,35 +27,7 @@ if TYPE_CHECKING:
     from probekit_plugins.trainer import Step, Training
 
 Row = dict[str, Any]
-# Columns of the table `trained` that are measured, in their order.
-FIGURES = (
-    "ppl",
-    "ppl_word",
-    "reconstruction",
-    "kl",
-    "negative_elbo",
-    "mi",
-    "active",
-    "delta_rec",
-    "delta_rec_error",
-    "delta_prior",
-    "exact",
-    "gap",
-    "monotone",
-)
-# Nats whose exponential is still a number.
-GREATEST = 700.0
 Loss = Callable[["Batch", "Step"], torch.Tensor]
-TABLES = (
-    "settings",
-    "trained",
-    "dimensions",
-    "reconstructions",
-    "samples",
-    "interpolations",
-    "analogies",
-    "losses",
-)
 
 
 def run(subject: Subject, prompts: Sequence[Prompt], options: TextVaeOptions, context: Context) -> Result:
@@ -69,7 +41,7 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: TextVaeOptions, co
     check(maker.vae(chosen[0], 0))  # what cannot be made is said before texts are written
     found = corpus(subject, prompts, options, context, BESIDE)
     reading = maker.reading(found)
-    result = Result(tables={name: [] for name in TABLES})
+    result = Result(tensors={TEXTS: padded(reading.held_out.decoder.rows())})
     bench = _Bench(maker, reading, options, context, result)
     for recipe in chosen:
         for seed in range(options.seeds):
@@ -78,7 +50,10 @@ def run(subject: Subject, prompts: Sequence[Prompt], options: TextVaeOptions, co
         if name in options.beside:
             for seed in range(options.seeds):
                 bench.language(name, seed)
-    summarise(result, found, reading, options)
+    about: dict[str, Any] = {"texts": len(reading.training), "words": reading.words}
+    result.sequences["about"] = [TokenSequence([], [], {**about, "ends": len(maker.decoder_reader.end)})]
+    fill(result, options)
+    result.notes += notes(result, found.source, options)
     return result
 
 
@@ -91,7 +66,6 @@ class _Bench:
         self._maker, self._reading, self._options = maker, reading, options
         self._context, self._result = context, result
         self._phase1: dict[int, dict[str, torch.Tensor]] = {}
-        self._tokens = reading.held_out.decoder.tokens + len(maker.decoder_reader.end) * len(reading.held_out)
 
     def autoencoder(self, recipe: Recipe, seed: int) -> None:
         """One autoencoder, from this seed."""
@@ -100,19 +74,10 @@ class _Bench:
         first = min(round(recipe.pretraining * self._options.steps), self._options.steps - 1)  # phase 2 has one
         if first:
             self._pretrained(vae, seed, first)
-        row: Row = {"name": recipe.name, "kind": recipe.kind, "seed": seed}
-        row |= {"free_bits": recipe.free_bits, "latent": recipe.latent}
-        self._trained(vae, vae.loss, row, self._options.steps - first, first)
-        measured = self._context.stage(f"measured/{key}", lambda: self._measured(vae, key))
-        row |= {name: float(measured[name]) for name in FIGURES}  # those read back are in another order
-        row["active"] = int(row["active"])
-        row["mi_ceiling"] = math.log(len(self._reading.held_out))
-        for dimension, (divergence, variance) in enumerate(
-            zip(measured["divergence"].tolist(), measured["variance"].tolist(), strict=True)
-        ):
-            self._result.tables["dimensions"].append(
-                {"name": recipe.name, "seed": seed, "dimension": dimension, "kl": divergence, "variance": variance}
-            )
+        labels: Row = {"name": recipe.name, "kind": recipe.kind, "seed": seed}
+        labels |= {"free_bits": recipe.free_bits, "latent": recipe.latent}
+        self._trained(vae, vae.loss, labels, self._options.steps - first, first)
+        self._keep(recipe.name, seed, self._context.stage(f"held out/{key}", lambda: self._measured(vae, key)))
         if seed == 0:
             keep_examples(vae, recipe.name, self._reading, self._maker, self._options, self._context, self._result)
 
@@ -121,11 +86,12 @@ class _Bench:
         key = f"{name}/{seed}"
         made = self._maker.lstm if name == "lstm" else self._maker.language
         model = made(self._seed(key))
-        row: Row = {"name": name, "kind": "beside", "seed": seed}
-        self._trained(model, model.loss, row, self._options.steps, 0)
+        self._trained(model, model.loss, {"name": name, "kind": "beside", "seed": seed}, self._options.steps, 0)
         held = self._reading.held_out
-        total = self._context.stage(f"measured/{key}", lambda: {"nll": figures.nll(model, held).sum()})
-        row |= self._perplexities(float(total["nll"]))
+        self._keep(name, seed, self._context.stage(f"held out/{key}", lambda: {"nll": figures.nll(model, held)}))
+
+    def _keep(self, name: str, seed: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._result.tensors |= {of(what, name, seed): tensor for what, tensor in tensors.items()}
 
     def _measured(self, vae: Vae, key: str) -> dict[str, torch.Tensor]:
         held, options = self._reading.held_out, self._options
@@ -136,34 +102,18 @@ class _Bench:
 
         label = f"measuring {key}"
         with self._context.progress(label, options.importance_samples) as progress:
-            likelihood = figures.log_likelihood(
+            weights = figures.importance(
                 vae, held, found, options.importance_samples, generator("importance"), progress.step
             )
-        used = figures.use(vae, held, found, generator("use"))
-        between = figures.interpolation(vae, held, found, options.interpolation_steps)
-        divergence = float(found.divergence.sum(1).mean())
-        values: dict[str, Any] = {
-            **self._perplexities(-float(likelihood.sum())),
-            "reconstruction": float(used.own.mean()),
-            "kl": divergence,
-            "negative_elbo": float(used.own.mean()) + divergence,
-            "mi": figures.mutual_information(found, generator("mutual information")),
-            "active": int((found.variance >= figures.ACTIVE).sum()),
-            "delta_rec": used.delta,
-            "delta_rec_error": used.error,
-            "delta_prior": float((used.prior - used.own).mean()),
-            "exact": figures.exact(vae, held, found)[0],
-            "gap": between.gap,
-            "monotone": between.monotone,
-        }
-        tensors = {name: torch.tensor(value, dtype=torch.double) for name, value in values.items()}
-        return tensors | {"divergence": found.divergence.mean(0), "variance": found.variance}
-
-    def _perplexities(self, nats: float) -> dict[str, float]:
-        """Of all held-out texts: `exp(nats / tokens)`, what ends a text among them, and by word."""
         return {
-            "ppl": math.exp(min(nats / self._tokens, GREATEST)),
-            "ppl_word": math.exp(min(nats / self._reading.words, GREATEST)),
+            "importance": weights,
+            "nll_given_z": figures.use(vae, held, found, generator("use")).nll,
+            "preference": figures.interpolation(vae, held, found, options.interpolation_steps).preference,
+            # In single precision, as the encoder gives them.
+            "mean": found.mean.float(),
+            "log_variance": found.log_variance.float(),
+            "information": figures.information(found, generator("mutual information")),
+            "written": padded(figures.again(vae, held, found)),
         }
 
     def _seed(self, key: str) -> int:
@@ -172,27 +122,22 @@ class _Bench:
     def _pretrained(self, vae: Vae, seed: int, steps: int) -> None:
         """Phase 1: trained once from each seed, for all recipes that begin with it."""
         decoder = vae.own_decoder() if vae.recipe.reset_decoder else {}
-        name = "phase 1"
+        name = PHASE_1
         if seed not in self._phase1:
             training = self._train(vae, vae.pretraining_loss, f"{name}/{seed}", steps)
             self._phase1[seed] = {key: each.detach().clone() for key, each in vae.named_parameters()}
-            self._keep_losses(name, seed, training, 0)
+            self._keep_training({"name": name, "seed": seed}, training, 0)
         with torch.no_grad():
             for key, each in vae.named_parameters():
                 each.copy_(self._phase1[seed][key])
         vae.reset_decoder(decoder)
 
-    def _trained(self, module: Language, loss: Loss, row: Row, steps: int, before: int) -> None:
-        """Train it after so many steps of phase 1, and begin its row."""
-        training = self._train(module, loss, f"{row['name']}/{row['seed']}", steps)
+    def _trained(self, module: Language, loss: Loss, labels: Row, steps: int, before: int) -> None:
+        """Train it after so many steps of phase 1."""
+        training = self._train(module, loss, f"{labels['name']}/{labels['seed']}", steps)
         module.requires_grad_(False)
-        row |= {
-            "parameters": sum(each.numel() for each in module.parameters()),
-            "steps": before + training.steps,
-            "loss": float(training.losses[-max(1, training.steps // 20) :].double().mean()),
-        }
-        self._keep_losses(str(row["name"]), int(row["seed"]), training, before)
-        self._result.tables["trained"].append(row)
+        labels["parameters"] = sum(each.numel() for each in module.parameters())
+        self._keep_training(labels, training, before)
 
     def _train(self, module: Language, loss: Loss, key: str, steps: int) -> Training:
         texts, options = self._reading.training, self._options
@@ -202,8 +147,9 @@ class _Bench:
         own = options.model_copy(update={"steps": steps, "seconds": seconds})
         return train(module, loss, lambda number: texts[order.batch(number, size)], own, self._context, key)
 
-    def _keep_losses(self, name: str, seed: int, training: Training, before: int) -> None:
+    def _keep_training(self, labels: Row, training: Training, before: int) -> None:
+        """What is told of a training, and its losses."""
+        name, seed = labels["name"], labels["seed"]
+        self._result.sequences.setdefault("trainings", []).append(TokenSequence([], [], {**labels, "before": before}))
+        self._keep(name, seed, {"losses": training.losses.cpu()})
         self._result.seconds[f"training {name}, seed {seed}"] = training.seconds
-        self._result.tables["losses"] += [
-            {"name": name, "seed": seed, "step": before + step, "loss": loss} for step, loss in training.curve()
-        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,7 @@ from probekit_plugins.text_vae.recipe import COLLAPSED
 
 if TYPE_CHECKING:
     from probekit import Result
-    from probekit_plugins.corpus import Corpus
     from probekit_plugins.text_vae import TextVaeOptions
-    from probekit_plugins.text_vae.reading import Reading
 
 # Figures over seeds in the table `settings`: the median, the least and the greatest.
 SPREAD = (
@@ -39,8 +38,8 @@ ERRORS = 2
 OVERFITTED = 0.98
 
 
-def summarise(result: Result, corpus: Corpus, reading: Reading, options: TextVaeOptions) -> None:
-    """Fill the table `settings`, the metrics, the finding and the notes."""
+def summarise(result: Result, about: Mapping[str, Any], tokens: int, held_out: int, options: TextVaeOptions) -> None:
+    """Fill the table `settings`, the metrics and the finding; there are so many held-out texts, and tokens of these."""
     rows: list[dict[str, Any]] = result.tables["trained"]
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
@@ -56,13 +55,8 @@ def summarise(result: Result, corpus: Corpus, reading: Reading, options: TextVae
     first: dict[str, Any] = result.tables["settings"][0]
     kept = ("ppl", "kl", "mi", "mi_ceiling", "active", "negative_elbo", "delta_rec", "exact", "gap")
     result.metrics |= {figure: first[figure] for figure in kept}
-    result.metrics |= {
-        "texts": len(reading.training),
-        "texts_held_out": len(reading.held_out),
-        "tokens_held_out": reading.held_out.decoder.tokens,
-    }
+    result.metrics |= {"texts": about["texts"], "texts_held_out": held_out, "tokens_held_out": tokens}
     result.finding = _finding(first, settings, options)
-    result.notes += _notes(settings, corpus, options)
 
 
 def is_used(setting: dict[str, Any]) -> bool:
@@ -92,29 +86,31 @@ def _short(value: float) -> str:
     return f"{value:.2f}" if value < 1e6 else f"{value:.2g}"
 
 
-def _notes(settings: dict[str, dict[str, Any]], corpus: Corpus, options: TextVaeOptions) -> list[str]:
-    notes = [
-        f"Trained on {corpus.source}. PPL is by token, estimated with {options.importance_samples} importance samples "
+def notes(result: Result, source: str, options: TextVaeOptions) -> list[str]:
+    """What a reader has to know beside the figures; the texts come from `source`."""
+    settings: dict[str, dict[str, Any]] = {str(row["name"]): row for row in result.tables["settings"]}
+    found = [
+        f"Trained on {source}. PPL is by token, estimated with {options.importance_samples} importance samples "
         "of z: an upper bound in the mean. Copies are trained without dropout; the model itself stays as it is."
     ]
     collapsed = settings.get(COLLAPSED)
     if collapsed is not None:
-        notes.append(
+        found.append(
             f"The control, β = 1 from the first step and no free bits, has ΔRec {collapsed['delta_rec']:.3f} ± "
             f"{collapsed['delta_rec_error']:.3f} nats and {collapsed['active']:.0f} active dimensions: "
             + ("it uses z, so it is no control here." if is_used(collapsed) else "it does not use z, as it must be.")
         )
     without = settings.get("no-z")
     if collapsed is not None and without is not None and collapsed["ppl"] < OVERFITTED * without["ppl"]:
-        notes.append(
+        found.append(
             f"The decoder without z overfits these texts: its PPL is {without['ppl']:.2f}, and that of the control, "
             f"which does without z as well, {collapsed['ppl']:.2f}. Compare with the control."
         )
     if options.preset == "t5" and options.seq2seq is None:
-        notes.append(
+        found.append(
             "The preset 't5' is its recipe here, not its architecture: encoder and decoder are copies of this model. "
             "-o seq2seq=… takes a T5."
         )
     if options.seeds == 1:
-        notes.append("One seed: how far figures spread is not known (-o seeds=3).")
-    return notes
+        found.append("One seed: how far figures spread is not known (-o seeds=3).")
+    return found

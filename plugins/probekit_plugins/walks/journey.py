@@ -45,7 +45,7 @@ class Memoryless:
 
 @dataclass(frozen=True)
 class Track:
-    """One way to walk: its name, how a stride is made for some walkers, and whether it is a control.
+    """One way to walk: its name, and how a stride is made for some walkers.
 
     For the estimate of its memory: `graph` computes, for some walkers, what a step keeps for its gradients, and
     `vectors` is how many tensors of the embeddings' size it holds beside that, in single precision.
@@ -53,7 +53,6 @@ class Track:
 
     name: str
     stride: Callable[[Walkers], Stride]
-    control: bool = False
     graph: Callable[[Walkers], object] = lambda walkers: walkers.loss(walkers.embeddings.clone().requires_grad_())
     vectors: int = 8
 

@@ -12,6 +12,9 @@ import probekit
 if TYPE_CHECKING:
     from probekit import Page, Result
 
+# The names of the tracks that are controls.
+CONTROLS = ("random", "shifts alone")
+
 
 class WalkOptions(probekit.Options):
     """Where walks start, how many there are, and what is recorded of them."""

@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForTextEncoding,
     AutoTokenizer,
@@ -22,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from probekit import ModelError, ModelSpec, UsageError
+from probekit import ModelError, ModelSpec, UsageError, reading_model
 
 
 def load_encoder(name: str, spec: ModelSpec) -> tuple[PreTrainedModel, Any | None, dict[str, Any]]:
@@ -67,8 +66,11 @@ def _source(name: str) -> str:
 
 
 def _load(source: str, spec: ModelSpec) -> tuple[PreTrainedModel, Any | None]:
-    hub: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-    config = AutoConfig.from_pretrained(source, **hub)
+    with reading_model(source, spec) as given:  # as far as it is trusted; a folder without the network
+        return _made(source, spec, given.config, given.weights), _tokenizer(source, given.files)
+
+
+def _made(source: str, spec: ModelSpec, config: Any, weights: Callable[[], dict[str, Any]]) -> PreTrainedModel:
     text = getattr(config, "text_config", None)
     if type(text) in MODEL_FOR_TEXT_ENCODING_MAPPING:  # one tower of two, as in CLIP
         config = text
@@ -83,16 +85,17 @@ def _load(source: str, spec: ModelSpec) -> tuple[PreTrainedModel, Any | None]:
             torch.default_generator.manual_seed(spec.weights_seed)
             model = _without_pooler(make)
     else:
-        make = partial(auto.from_pretrained, source, config=config, output_loading_info=True, **hub, **_placement(spec))
+        make = partial(
+            auto.from_pretrained, source, config=config, output_loading_info=True, **weights(), **_placement(spec)
+        )
         model, info = _without_pooler(make)
         if info["missing_keys"]:  # transformers would leave random numbers there
             raise ModelError(
                 f"The weights in '{source}' are not those of the encoder {type(model).__name__}: "
                 f"{min(info['missing_keys'])} is missing."
             )
-    if config.is_encoder_decoder:
-        model = model.get_encoder()
-    return model, _tokenizer(source, hub)
+    encoder: PreTrainedModel = model.get_encoder() if config.is_encoder_decoder else model
+    return encoder
 
 
 def _without_pooler(make: Callable[..., Any]) -> Any:
@@ -121,10 +124,10 @@ def _placement(spec: ModelSpec) -> dict[str, Any]:
     return arguments
 
 
-def _tokenizer(source: str, hub: dict[str, Any]) -> Any | None:
+def _tokenizer(source: str, files: dict[str, Any]) -> Any | None:
     """The tokenizer, or None where none comes with the model: prompts are then given as token ids."""
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, **hub)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **files)
     except ImportError:  # its first line says which library to install
         raise
     except Exception:

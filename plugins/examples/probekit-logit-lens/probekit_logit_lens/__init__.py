@@ -46,7 +46,12 @@ class LogitLens(probekit.Analysis[LogitLensOptions]):
     def run(self, subject: Subject, prompts: Sequence[Prompt]) -> Result:
         from probekit_logit_lens.result import run
 
-        return run(subject, prompts, self.options, self.context)
+        return self.recompute(run(subject, prompts, self.options, self.context))
+
+    def recompute(self, result: Result) -> Result:
+        from probekit_logit_lens.figures import figured
+
+        return figured(result, self.options)
 
     def report(self, result: Result, page: Page) -> None:
         from probekit_logit_lens.page import draw

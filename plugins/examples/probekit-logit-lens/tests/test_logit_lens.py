@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_every_figure_is_what_transformers_gives() -> None:
     lens, final = expected(model, IDS)
     result = look(model, IDS, top_k=3)
     found = {name.removesuffix("/0"): values for name, values in result.tensors.items()}
-    assert {values.dtype for name, values in found.items() if name != "next_rank"} == {torch.float64}
+    assert {values.dtype for name, values in found.items() if name not in ("next_rank", "blocks")} == {torch.float64}
 
     both = torch.cat([lens, final[None]])
     for place, log_p in enumerate(both):
@@ -236,6 +237,20 @@ def test_weights_that_are_broken_end_it_with_a_sentence() -> None:
     model.transformer.h[1].mlp.c_proj.bias.data[0] = math.nan
     with pytest.raises(probekit.AnalysisError, match="NaN"):
         look(model, IDS)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options"), [([IDS, [4]], {"sites": "embedding,blocks,transformer.h.0.mlp"}), ([[4]], {"norm": False})]
+)
+def test_all_figures_follow_from_what_is_saved(
+    prompts: list[list[int]], options: dict[str, Any], tmp_path: Path
+) -> None:
+    result = look(tiny_gpt2(), *prompts, **options)
+    for name, content in result.encode().items():
+        (tmp_path / name).write_bytes(content)
+    measured = replace(probekit.Result.read(tmp_path), finding="", metrics={}, tables={})
+    again = LogitLens(LogitLensOptions(**options)).recompute(measured)
+    assert (again.finding, again.metrics, again.tables) == (result.finding, result.metrics, result.tables)
 
 
 def test_a_run_draws_a_page_from_what_it_saved(tmp_path: Path) -> None:
