@@ -124,9 +124,30 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if not isinstance(error, RuntimeError) or "CUDNN_STATUS_NOT_SUPPORTED" in str(error):
+    text = words(error)
+    if not isinstance(error, RuntimeError) or "CUDNN_STATUS_NOT_SUPPORTED" in text:
         return False  # accelerate takes the latter for memory, but a shape that cuDNN does not take says it too
-    return bool(should_reduce_batch_size(error)) or _MEMORY.search(str(error)) is not None
+    return bool(should_reduce_batch_size(RuntimeError(text))) or _MEMORY.search(text) is not None
+
+
+def words(error: BaseException) -> str:
+    """What an exception says; nothing where saying it raises, which is its own code."""
+    try:
+        return str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return ""
+
+
+def described(error: BaseException) -> str:
+    """Anything that was raised, as `Kind: words`, or the sentence itself of one of probekit's errors: in one line of
+    visible characters that is not too long to read.
+    """
+    text = " ".join(words(error).split())
+    name = type(error).__name__
+    own = isinstance(error, ProbekitError) and text
+    return str(ProbekitError(text if own else f"{name}: {text}" if text else name))
 
 
 def size(count: float) -> str:

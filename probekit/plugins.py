@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pluggy
 
 from probekit import hookspecs
-from probekit.errors import PluginError, ProbekitError, UsageError, nearest
+from probekit.errors import PluginError, ProbekitError, UsageError, nearest, words
 
 BLOCK_VARIABLE = "PROBEKIT_BLOCK_PLUGINS"
 
@@ -223,5 +223,5 @@ def _is_bundled(point: EntryPoint) -> bool:
 def _describe(error: BaseException) -> str:
     if isinstance(error, PluginError):
         return str(error)
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = " ".join(words(error).split())
+    return str(PluginError(f"{type(error).__name__}: {text}" if text else type(error).__name__))

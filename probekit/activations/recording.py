@@ -31,7 +31,7 @@ from probekit.activations.format import (
     shard_name,
 )
 from probekit.errors import UsageError
-from probekit.finite import from_json
+from probekit.foreign import checked_file, from_json
 from probekit.forward import expand_expression
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Recording:
 
         Raises UsageError if the file is missing or damaged, or is not what the manifest and the index say.
         """
-        path = self.path / shard_name(number)
+        path = checked_file(self.path / shard_name(number))
         try:
             with safe_open(path, "pt") as file:
                 if file.metadata() != shard_header(self.manifest, number):
@@ -245,7 +245,7 @@ class Recording:
     def verify(self) -> None:
         """Read every shard and compare its hash with the index. Raises UsageError, naming the first that differs."""
         for line in self.shards:
-            path = self.path / line["shard"]
+            path = checked_file(self.path / line["shard"])
             try:
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -258,7 +258,7 @@ class Recording:
 
     def _read_json(self, name: str) -> Any:
         try:
-            return from_json((self.path / name).read_text(encoding="utf-8"))
+            return from_json(checked_file(self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"'{self.path}' is no recording: it has no {name}.") from None
         except OSError as error:
@@ -294,7 +294,7 @@ class Recording:
         Raises UsageError for a shard that is smaller than its rows: whatever the index says, there is as much on disk.
         """
         try:
-            text = (self.path / INDEX).read_text(encoding="utf-8")
+            text = checked_file(self.path / INDEX).read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as error:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # A value of progress is turned into a number, which waits for the device, at most this often.
 SECONDS_BETWEEN_UPDATES = 0.1
+# In a saved state, the beginning of the names of what goes with it.
+CARRIED = "carried/"
 
 
 class Listener(Protocol):
@@ -83,6 +85,34 @@ class Forgetful:
         return False
 
 
+class Carried:
+    """What goes with everything that is saved, so that a resumed run has it as it was when that was saved: tensors in
+    `values`, by names of one's own.
+    """
+
+    def __init__(self) -> None:
+        self.values: State = {}
+        self._seen: set[str] = set()
+
+    def beside(self, state: State) -> State:
+        """A state as it is saved."""
+        return {**state, **{f"{CARRIED}{name}": tensor for name, tensor in self.values.items()}}
+
+    def taken_from(self, saved: State, key: str) -> State:
+        """What was saved, without what went with it, which counts from now on; but once: whoever asks again for what
+        this process has computed or read goes on with what has become of it since.
+        """
+        if key not in self._seen:
+            self._seen.add(key)
+            carried = {name: tensor for name, tensor in saved.items() if name.startswith(CARRIED)}
+            self.values = {name.removeprefix(CARRIED): tensor for name, tensor in carried.items()}
+        return {name: tensor for name, tensor in saved.items() if not name.startswith(CARRIED)}
+
+    def computed(self, key: str) -> None:
+        """This process has computed what is saved under the key."""
+        self._seen.add(key)
+
+
 class Progress:
     """Progress of one loop. Call `step()` once a step; its values may be tensors, or functions of nothing, which are
     not read until they are shown.
@@ -118,11 +148,14 @@ class Loop(Progress):
     follows bit for bit. It is called when a save is due, so that a step costs nothing otherwise.
     """
 
-    def __init__(self, listener: Listener, store: Store, label: str, key: str, total: int) -> None:
-        saved = store.read("loop", key) or {}
+    def __init__(self, listener: Listener, store: Store, label: str, key: str, total: int, carried: Carried) -> None:
+        found = store.read("loop", key)
+        saved = {} if found is None else carried.taken_from(found, f"loop/{key}")
+        carried.computed(f"loop/{key}")
         self.start = int(saved.pop("loop_step")) if saved else 0
         self.state: State = saved
         self._key = key
+        self._carried = carried
         super().__init__(listener, store, label, total, self.start)
 
     def end_step(self, state: Callable[[], State], **values: Any) -> None:
@@ -132,7 +165,8 @@ class Loop(Progress):
         if stop or self._store.due():
             import torch
 
-            self._store.write("loop", self._key, {**state(), "loop_step": torch.tensor(self._done)})
+            saved = self._carried.beside({**state(), "loop_step": torch.tensor(self._done)})
+            self._store.write("loop", self._key, saved)
         if stop:
             raise KeyboardInterrupt
 
@@ -143,7 +177,7 @@ class Context:
     `results` are those of the run's analyses that are done, by name, as read back from disk; an analysis that
     `consumes` runs after the others, so that they are there. `subject()` is the model where there is one: None for an
     analysis of activations that runs on a recording. `facts` are what is known of the model in both cases, as the hash
-    of its weights.
+    of its weights. `carried` goes with every stage and every loop's state: what computing depends on beside its inputs.
     """
 
     def __init__(
@@ -155,8 +189,10 @@ class Context:
         results: Mapping[str, Result] | None = None,
         subject: Callable[[], Subject | None] = lambda: None,
         facts: Mapping[str, Any] | None = None,
+        carried: Carried | None = None,
     ) -> None:
         self.seed = seed
+        self.carried = carried or Carried()
         # Not the subject itself: a run that loads its model anew does not hold the old one as well.
         self._subject = subject
         self.facts: dict[str, Any] = dict(facts or {})
@@ -173,7 +209,14 @@ class Context:
     def with_subject(self, subject: Subject) -> Context:
         """The same context with this model."""
         return Context(
-            self.seed, self._analysis, self._listener, self._store, self.results, lambda: subject, subject.facts
+            self.seed,
+            self._analysis,
+            self._listener,
+            self._store,
+            self.results,
+            lambda: subject,
+            subject.facts,
+            self.carried,
         )
 
     def generator(self, label: str = "") -> torch.Generator:
@@ -197,7 +240,7 @@ class Context:
 
         `key` names its state, and is unique within the analysis; the label by default.
         """
-        yield Loop(self._listener, self._store, label, key or label, total)
+        yield Loop(self._listener, self._store, label, key or label, total, self.carried)
 
     def stage(self, key: str, compute: Callable[[], State]) -> State:
         """The tensors that `compute` returns, computed once: a resumed run reads those of a finished stage back.
@@ -206,10 +249,12 @@ class Context:
         run and an uninterrupted one go on with the same.
         """
         saved = self._store.read("stage", key)
-        if saved is None:
-            saved = {name: tensor.detach().cpu() for name, tensor in compute().items()}
-            self._store.write("stage", key, saved)
-        return saved
+        if saved is not None:
+            return self.carried.taken_from(saved, f"stage/{key}")
+        found = {name: tensor.detach().cpu() for name, tensor in compute().items()}
+        self.carried.computed(f"stage/{key}")
+        self._store.write("stage", key, self.carried.beside(found))
+        return found
 
     def log(self, text: str) -> None:
         """A line for the person who waits, kept in the run's events."""

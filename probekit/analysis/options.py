@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from probekit.errors import UsageError, nearest
+from probekit.errors import PluginError, UsageError, described, nearest, quoted
 
 
 class Options(BaseModel):
@@ -21,7 +21,9 @@ class Options(BaseModel):
 
 
 def _join(value: object) -> object:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return ",".join(value)
+    return value
 
 
 class _NamesSites:
@@ -43,12 +45,17 @@ def site_expressions(options: Options) -> list[str]:
 def parse_options(model: type[Options], values: Mapping[str, Any], analysis: str) -> Options:
     """The options of an analysis from plain values.
 
-    Raises UsageError with one sentence for an unknown key (naming the nearest known one) or a value of the wrong type.
+    Raises UsageError with one sentence for an unknown key (naming the nearest known one) or a value of the wrong type,
+    and PluginError where the plugin's own checks raise anything else.
     """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
         raise UsageError(_sentence(error, model, analysis)) from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the plugin's own code, which may even call sys.exit()
+        raise PluginError(f"The options of '{analysis}' cannot be read: {described(error)}") from error
 
 
 def _sentence(error: ValidationError, model: type[BaseModel], analysis: str) -> str:
@@ -61,4 +68,4 @@ def _sentence(error: ValidationError, model: type[BaseModel], analysis: str) -> 
     expected = expected[:1].lower() + expected[1:]
     if not key:
         return f"The options of {analysis} do not go together: {expected}."
-    return f"The option '{key}' of {analysis} is {first['input']!r}; expected {expected}."
+    return f"The option '{key}' of {analysis} is {quoted(first['input'])}; expected {expected}."

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from probekit.errors import AnalysisError, UsageError, nearest
+from probekit.foreign import checked_file, from_json
 
 if TYPE_CHECKING:
     import pandas
@@ -128,11 +129,13 @@ class Result:
         another schema.
         """
         try:
-            document = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+            document = from_json(checked_file(folder / RESULT_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(
                 f"There is no {RESULT_FILE} in '{folder}'; expected an analysis of a finished run."
             ) from None
+        except OSError as error:
+            raise UsageError(f"The file '{folder / RESULT_FILE}' cannot be read: {error.strerror}.") from None
         except ValueError as error:
             raise UsageError(f"The file '{folder / RESULT_FILE}' is damaged: {error}.") from None
         if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
@@ -144,6 +147,7 @@ class Result:
 
         file = RESULT_FILE
         try:
+            _check_shape(document)
             result = cls(
                 finding=document["finding"],
                 metrics=document["metrics"],
@@ -155,7 +159,7 @@ class Result:
                 notes=document["notes"],
             )
             file = TENSOR_FILE
-            result.tensors = load_file(folder / file)
+            result.tensors = load_file(checked_file(folder / file))
             found = sorted((folder / FOLDER_OF_FILES).rglob("*"))
             result.files = {
                 path.relative_to(folder / FOLDER_OF_FILES).as_posix(): path for path in found if path.is_file()
@@ -163,6 +167,39 @@ class Result:
         except (KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise UsageError(f"The file '{folder / file}' is damaged: {type(error).__name__} {error}.") from None
         return result
+
+
+def _check_shape(document: Mapping[str, Any]) -> None:
+    """Raise TypeError or KeyError, naming the part, for a document that is not that of a result."""
+    rows = [row for table in _table(document["tables"], "the tables").values() for row in _list(table, "a table")]
+    groups = _table(document["sequences"], "the sequences").values()
+    sequences = [_table(one, "a sequence") for group in groups for one in _list(group, "sequences")]
+    labels = [_table(sequence.get("labels", {}), "labels") for sequence in sequences]
+    for figures in (_table(document["metrics"], "the metrics"), *labels, *(_table(row, "a row") for row in rows)):
+        for name, value in figures.items():
+            if not isinstance(value, Scalar):
+                raise TypeError(f"'{name}' is a {type(value).__name__}, where one figure was expected")
+    for sequence in sequences:
+        ids, tokens = _list(sequence["ids"], "ids"), _list(sequence["tokens"], "tokens")
+        if not all(type(index) is int and abs(index) < 2**63 for index in ids) or len(tokens) != len(ids):
+            raise TypeError("the ids of a sequence are not whole numbers, one for each token")
+        if not all(isinstance(token, str) for token in tokens):
+            raise TypeError("the tokens of a sequence are not texts")
+    texts = [document["finding"], *_list(document["notes"], "the notes")]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("the finding and the notes are not texts")
+
+
+def _table(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected a table for {what}")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list for {what}")
+    return value
 
 
 def _inside(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from probekit.errors import one_line
 from probekit.runs.comparison import compare
 
 
@@ -33,5 +34,5 @@ def command(runs: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
     for name in comparison.analyses:
         for side in comparison.sides:
             for finding in side.pages[name].findings:
-                click.echo(f"{name}, {side.label}: {finding}")
+                click.echo(one_line(f"{name}, {side.label}: {finding}"))
     click.echo(f"Comparison: {comparison.path}")

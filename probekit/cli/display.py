@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from probekit.errors import one_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -39,7 +41,7 @@ class PlainLines:
         click.echo(f"{label}: {done}/{total}{figures}{left}", err=True)
 
     def message(self, text: str) -> None:
-        click.echo(text, err=True)
+        click.echo(one_line(text), err=True)
 
 
 class LiveBar:
@@ -59,7 +61,7 @@ class LiveBar:
         return any(task.id == self._tasks[label] and task.finished for task in self._progress.tasks)
 
     def message(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, emoji=False, highlight=False)
+        self._progress.console.print(one_line(text), markup=False, emoji=False, highlight=False)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from probekit.errors import UsageError
+from probekit.errors import UsageError, one_line
 from probekit.runs.directory import RunDirectory
 from probekit.runs.figures import FORMATS, save_figures
 from probekit.runs.hashes import drawn_again
@@ -34,7 +34,7 @@ def command(run: Path, folder: Path | None, formats: tuple[str, ...]) -> None:
     """Draw the report of RUN, a run directory, again from what it saved: without the model and without its plugins."""
     if folder is not None:
         for figure in save_figures(run, folder, formats or FORMATS):
-            click.echo(f"{figure.name}: {figure.caption}" if figure.caption else figure.name)
+            click.echo(one_line(f"{figure.name}: {figure.caption}" if figure.caption else figure.name))
         click.echo(f"Figures: {folder}")
         return
     if formats:

@@ -11,13 +11,14 @@ import click
 
 from probekit.cli.display import display, keeping_output_clean
 from probekit.cli.model_options import model_options, spec_values
-from probekit.errors import AnalysisError, UsageError
+from probekit.errors import AnalysisError, UsageError, one_line
+from probekit.models.spec import GRANTS
 from probekit.plugins import Plugins
 from probekit.runs import Run, execute, resolve, resume
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
 from probekit.runs.command import option_value
 from probekit.runs.comparison import TrainedAndRandom, check_trained, run_trained_and_random
-from probekit.runs.config import Resolved, read_config
+from probekit.runs.config import Resolved, grants_of, read_config
 from probekit.runs.profiling import OPTIONS, phase, profile_sentence, profiling
 from probekit.runs.prompts import read_prompts
 
@@ -117,10 +118,11 @@ def command(
     outcome: Run | TrainedAndRandom
     values = _given(given)
     if resumed is not None:
+        granted = _taken_grants(values)
         others = {"output": output, "config": config, "dry_run": dry_run, "compare_random": compare_random}
         _refuse_beside_resume({**values, **others, "block_plugins": None})
         with keeping_output_clean(as_json), display() as listener:
-            outcome = resume(resumed, _plugins_named(values), listener, save_every, time_limit)
+            outcome = resume(resumed, _plugins_named(values), listener, save_every, time_limit, **granted)
         _end(outcome, as_json)
         return
     layers = [(str(config), read_config(config))] if config else []
@@ -128,7 +130,7 @@ def command(
     blocked = {name for _, values in layers for name in values.get("block_plugins", [])}
     with keeping_output_clean(as_json), phase(OPTIONS):
         plugins = Plugins(block=blocked)
-        resolved = resolve(layers, plugins)
+        resolved = resolve(layers, plugins, grants_of(values))
     if compare_random:
         check_trained(resolved)
     if dry_run:
@@ -142,6 +144,15 @@ def command(
 
 def _plugins_named(values: dict[str, Any]) -> Plugins | None:
     return Plugins(values["block_plugins"]) if "block_plugins" in values else None
+
+
+def _taken_grants(values: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run may be granted again, taken out of the values."""
+    model = values.pop("model", {})
+    granted = {name: model.pop(name) for name in GRANTS if name in model}
+    if model:
+        values["model"] = model
+    return granted
 
 
 def _refuse_beside_resume(given: dict[str, object]) -> None:
@@ -235,9 +246,9 @@ def _show_outcome(outcome: Run | TrainedAndRandom) -> None:
             click.echo(f"Comparison: {outcome.comparison.path}")
         return
     for name, result in outcome.results.items():
-        click.echo(f"{name}: {result.finding}" if result.finding else f"{name}: done")
+        click.echo(f"{name}: {one_line(result.finding)}" if result.finding else f"{name}: done")
         for note in result.notes:
-            click.echo(f"  note: {note}")
+            click.echo(f"  note: {one_line(note)}")
     if sentence := profile_sentence(outcome.path):
         click.echo(f"Profile: {sentence}")
     click.echo(f"Report: {outcome.report_path}")

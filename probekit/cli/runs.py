@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from probekit.errors import one_line
 from probekit.runs.index import TEXT, Index, index_runs, write_index, write_summary
 
 # In fewer columns a table would be a few words wide; there each run is a paragraph.
@@ -65,7 +66,7 @@ def show(index: Index, width: int | None) -> None:
         for entry in entries:
             _show_paragraph(entry, width)
     for sentence in index.unreadable:
-        click.echo(sentence, err=True)
+        click.echo(one_line(sentence), err=True)
     click.echo(index.summary)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from probekit.cli.display import display, keeping_output_clean
-from probekit.errors import UsageError
+from probekit.errors import UsageError, one_line
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES
 from probekit.runs.command import option_value
 from probekit.runs.studies import Study, study
@@ -94,6 +94,8 @@ def _engine(name: str, **asked: Any) -> Engine:
     metavar="SIZE",
     help="Ray: memory of each worker, such as 12GiB, by which workers are spread.  [default: not counted]",
 )
+@click.option("--trust-remote-code", is_flag=True, help="Let models that the file says it of run code of their own.")
+@click.option("--allow-pickle", is_flag=True, help="Let models that the file says it of read pickled weights.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on standard output, and nothing else there."
 )
@@ -112,6 +114,8 @@ def command(
     cpus: int | None,
     gpus: float | None,
     memory: str | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
     as_json: bool,
 ) -> None:
     """Carry out the study FILE: run what is missing, judge what is there, and write one report.
@@ -131,6 +135,8 @@ def command(
             listener=listener,
             seconds_between_saves=save_every,
             engine=chosen,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
         )
     _show(outcome, as_json)
     if not outcome.passed:
@@ -143,9 +149,9 @@ def _show(outcome: Study, as_json: bool) -> None:
         return
     for judgement in outcome.judgements:
         mark = {True: "met", False: "NOT MET", None: "-"}[judgement.met]
-        click.echo(f"{judgement.label}: {judgement.verdict} [{mark}]  {judgement.because}")
+        click.echo(one_line(f"{judgement.label}: {judgement.verdict} [{mark}]  {judgement.because}"))
     cells = outcome.document()["cells"]
     click.echo(f"Cells: {cells['done']} done, {cells['failed']} failed, {cells['missing']} missing")
     for key, sentence in outcome.failures.items():
-        click.echo(f"  {outcome.label(key)}: {sentence}", err=True)
+        click.echo(f"  {one_line(outcome.label(key))}: {one_line(sentence)}", err=True)
     click.echo(f"Report: {outcome.report_path}")

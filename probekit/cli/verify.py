@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from probekit.errors import AnalysisError
+from probekit.errors import AnalysisError, one_line
 from probekit.runs.verify import Verified, verify
 
 
@@ -33,7 +33,7 @@ def command(path: Path, recompute: bool, as_json: bool) -> None:
         click.echo(json.dumps(found.document(), indent=1, allow_nan=False))
     else:
         for line in _lines(found):
-            click.echo(line)
+            click.echo(one_line(line))
     if not found.whole:
         count = sum(1 for _ in _problems(found))
         raise AnalysisError(f"'{path}' is not whole: {'1 problem' if count == 1 else f'{count} problems'}.")

@@ -61,7 +61,7 @@ def find_site(model: nn.Module, anatomy: Anatomy, name: str) -> Site:
 
     Raises UsageError, listing the sites, if there is none.
     """
-    if match := re.fullmatch(r"block\.(-?\d+)", name):
+    if match := re.fullmatch(r"block\.(-?[0-9]{1,18})", name):
         index, count = int(match[1]), len(anatomy.blocks)
         if not -count <= index < count:
             raise UsageError(f"There is no site '{name}': the model has {count} blocks, block.0 to block.{count - 1}.")
@@ -109,7 +109,7 @@ def expand_expression(grammar: str, blocks: Sequence[int], count: int, canonical
     """
     names: list[str] = []
     for part in (part.strip() for part in grammar.split(",")):
-        match = re.fullmatch(r"block\.(-?\d*):(-?\d*)(?::(-?\d*))?", part)
+        match = re.fullmatch(r"block\.(-?[0-9]{1,18})?:(-?[0-9]{1,18})?(?::(-?[0-9]{1,18})?)?", part)
         if part in ("blocks", "every-block"):
             if not blocks:
                 canonical("block.0")

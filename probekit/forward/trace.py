@@ -1,8 +1,9 @@
 """Whether a model is what it was before somebody had it, and putting it back as far as that is possible.
 
-Hooks, forwards, classes, modules, parameters, buffers, their storage, flags and gradients are named where they are
-others, and put back. So are, without a word, what models change themselves: attributes of modules, settings, and
-buffers that no checkpoint holds. What is written into a weight in place is noticed and cannot be put back.
+Hooks, forwards and other functions, classes, modules, parameters, buffers, their storage, flags and gradients are named
+where they are others, and put back. So are, without a word, what models change themselves: attributes of modules,
+settings, and buffers that no checkpoint holds. What is written into a weight in place is noticed and cannot be put
+back.
 
 Weights that an offload keeps out of memory (on the meta device) are not compared, and of tensors without one plain
 storage (sparse, uninitialised) only which they are.
@@ -19,6 +20,8 @@ import numpy
 import torch
 from torch import nn
 from torch.nn.modules import module as everywhere
+
+from probekit.forward.functions import Functions
 
 HOOKS = (
     "_forward_hooks",
@@ -37,19 +40,20 @@ GLOBAL_HOOKS = tuple(name for name in vars(everywhere) if name.startswith("_glob
 GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 MEMBERS = ("_modules", "_parameters", "_buffers")
 
+TOLD = 3  # so many functions are named
 # Weights of so many bytes are read whole. Of more, a few figures of each: pages of a checkpoint that is mapped into
 # memory, and that no pass has needed, would be read from disk for it.
 READ_WHOLE = 2**30
 PIECE = 2**24  # bytes that are read at once, and copied where they are not contiguous or not in the CPU's memory
 PLACES, FIGURES = 16, 64  # so many figures at each of so many places
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly and meet no rows or columns of their own
-COPIED = 2**16  # bytes of a buffer that is copied
+COPIED = 2**24  # bytes of a buffer that is copied
 
 
 class Trace:
     """A model as it is now, to compare it with what it is later.
 
-    It holds references to what is there now, a hash of each weight, and copies of nothing but buffers of up to 64 KiB
+    It holds references to what is there now, a hash of each weight, and copies of nothing but buffers of up to 16 MiB
     that no checkpoint holds.
 
     Attributes:
@@ -61,6 +65,7 @@ class Trace:
         modules = dict(model.named_modules())
         self._modules = {name: _Module(part) for name, part in modules.items()}
         self._everywhere = hooks_everywhere()
+        self._functions = Functions(modules.values())
         self._weights = {name: _Weight(weight) for name, weight in model.named_parameters()}
         self._passing = []
         for owner, part in modules.items():
@@ -88,6 +93,8 @@ class Trace:
         """
         kinds = put_back_everywhere(self._everywhere)
         everybody = [f"hooks of every module ({kind.removeprefix('_global_')})" for kind in kinds]
+        functions = self._functions.put_back()
+        everybody += functions[:TOLD] + ([f"{len(functions) - TOLD} other functions"] if functions[TOLD:] else [])
         found: dict[str, list[str]] = {}
         for parts in (self._modules, self._weights):
             for name, part in parts.items():

@@ -8,9 +8,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -25,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from probekit.errors import ModelError, UsageError, out_of_memory, size
+from probekit.models.folders import PICKLED, SAFE, SAFE_INDEX, no_weights_sentence, pickle_sentence
 from probekit.models.spec import ModelSpec
 
 _estimating = ContextVar("estimating", default=False)
@@ -89,6 +92,8 @@ def _explain(spec: ModelSpec, error: BaseException) -> str:
         )
     if "trust_remote_code" in text:
         return f"'{name}' comes with its own model code, which is not run unless you allow it with --trust-remote-code."
+    if spec.weights == "pretrained" and not spec.allow_pickle and _pickled_in_cache(spec):
+        return pickle_sentence(name)
     if caused_by(GatedRepoError):
         return f"'{name}' is a gated repository; ask for access on its page and log in with `hf auth login`."
     if caused_by(RevisionNotFoundError):
@@ -104,9 +109,16 @@ def _explain(spec: ModelSpec, error: BaseException) -> str:
     if caused_by(SafetensorError):
         return f"The weights of '{name}' cannot be read (damaged or incomplete file): {first_line}"
     if "no file named" in text or "does not appear to have a file" in text:
-        return f"'{name}' has a config but no weights that can be loaded; use --weights random for untrained ones."
+        return no_weights_sentence(name)
     if "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
         return f"'{name}' is not a causal language model that this version of transformers knows: {first_line}"
+    if "ignore_mismatched_sizes" in text:  # which announces a table that is not printed here
+        return (
+            f"The weights of '{name}' do not fit its config: some have another shape than it says; give the config "
+            "that was saved with these weights."
+        )
+    if "Storage size calculation overflowed" in text:
+        return f"The config of '{name}' asks for more numbers than any memory holds: {first_line}"
     if isinstance(error, RuntimeError) and ("size mismatch" in text or "mismatch" in text):
         return f"The weights of '{name}' do not fit its config: {first_line}"
     return f"'{name}' could not be loaded: {type(error).__name__}: {first_line}"
@@ -157,6 +169,20 @@ def first_words(error: BaseException) -> str:
     """The first line of what an error says, with the second where the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def _pickled_in_cache(spec: ModelSpec) -> bool:
+    """Whether the hub's cache has the weights of a model that is no folder, and has them pickled only."""
+
+    def cached(file: str) -> bool:
+        try:
+            return isinstance(try_to_load_from_cache(spec.name, file, revision=spec.revision), str)
+        except HFValidationError:
+            return False
+
+    if Path(spec.name).is_dir():
+        return False
+    return any(map(cached, PICKLED)) and not any(map(cached, (SAFE, SAFE_INDEX)))
 
 
 def _offline() -> bool:

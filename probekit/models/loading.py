@@ -6,6 +6,7 @@ Every failure is one sentence that says whether the network, the name, the confi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import tempfile
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from probekit.errors import ModelError, UsageError
+from probekit.models.declared_sizes import check_against_files, check_memory
 from probekit.models.demo import DEMO_FOLDER
 from probekit.models.depth import cut
 from probekit.models.devices import as_device, execution_device, is_dispatched, is_offloaded, offloading
@@ -29,6 +32,7 @@ from probekit.models.heap import giving_back_large
 from probekit.models.placement import Placement, by_bitsandbytes, check_devices, limits, placement
 from probekit.models.provided import ask
 from probekit.models.quantization import (
+    check_already_quantised,
     check_quantised,
     check_reading_back,
     keep_quantised_weights,
@@ -39,8 +43,9 @@ from probekit.models.quantization import (
     quantization_config,
     without_quantization,
 )
-from probekit.models.sources import commit, find_source, load_tokenizer, on_meta, read_config, weights_hash
+from probekit.models.sources import commit, find_source, load_tokenizer, on_meta, weights_hash
 from probekit.models.spec import ModelSpec
+from probekit.models.trust import Given, reading_model
 
 if TYPE_CHECKING:
     from probekit.plugins import Plugins
@@ -64,10 +69,14 @@ def load_model(spec: ModelSpec, plugins: Plugins | None = None) -> LoadedModel:
     if provided is not None:
         return provided
     source = find_source(spec.name)
-    with quiet_libraries(), in_sentences(spec):
-        config = cut(read_config(source, spec), spec)
-        tokenizer, missing_tokenizer = load_tokenizer(source, spec)
-        model = _random_model(config, spec) if spec.weights == "random" else _pretrained_model(source, config, spec)
+    with quiet_libraries(), in_sentences(spec), reading_model(source, spec) as given:
+        config = cut(given.config, spec)
+        tokenizer, missing_tokenizer = load_tokenizer(given)
+        if spec.weights == "random":
+            model = _random_model(config, spec)
+        else:
+            _check_files(given, config)
+            model = _pretrained_model(source, config, spec, given.weights())
     facts = _provenance(spec, source)
     if missing_tokenizer:
         facts["tokenizer"] = missing_tokenizer
@@ -126,7 +135,15 @@ def _dtype(name: str) -> torch.dtype | str:
     return "auto" if name == "auto" else getattr(torch, name)
 
 
-def _pretrained_model(source: str, config: Any, spec: ModelSpec) -> nn.Module:
+def _check_files(given: Given, config: Any) -> None:
+    """Raise ModelError unless a folder's files can be the weights of a config. Those of the hub are not here yet."""
+    if files := given.weight_files():
+        with no_init_weights():
+            skeleton = on_meta(without_quantization(config), given.spec)
+        check_against_files(skeleton, files, given.spec.name, plain=quantised_as(config) is None)
+
+
+def _pretrained_model(source: str, config: Any, spec: ModelSpec, given: dict[str, Any]) -> nn.Module:
     already = quantised_as(config)
     if already and spec.quantization not in (None, already):
         raise UsageError(
@@ -152,13 +169,14 @@ def _pretrained_model(source: str, config: Any, spec: ModelSpec) -> nn.Module:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
-                revision=spec.revision,
-                trust_remote_code=spec.trust_remote_code,
                 output_loading_info=True,
+                **given,
                 **arguments,
             )
         model: nn.Module = loaded[0]
         _check_fit(model, loaded[1], spec)
+        if already:
+            check_already_quantised(model, already, spec)
         if placed is not None:
             _spread_out(model, placed, folder)
         if is_offloaded(model):
@@ -247,9 +265,11 @@ def _check_fit(model: nn.Module, info: dict[str, Any], spec: ModelSpec) -> None:
 def _random_model(config: Any, spec: ModelSpec) -> nn.Module:
     """Random weights of the same config, seeded, without touching the caller's random state."""
     config = without_quantization(config)
-    dtype = _dtype(spec.dtype)
+    dtype: Any = _dtype(spec.dtype)
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
+    with no_init_weights():
+        check_memory(on_meta(copy.deepcopy(config), spec), dtype.itemsize, spec.name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(spec.weights_seed)  # not torch's own: that would seed every device
         model: nn.Module = AutoModelForCausalLM.from_config(
@@ -262,7 +282,8 @@ def _random_model(config: Any, spec: ModelSpec) -> nn.Module:
         folder = kept.enter_context(_temporary_folder())
         model.save_pretrained(folder)  # type: ignore[operator]
         del model
-        placed = _pretrained_model(folder, config, spec)
+        given = {"trust_remote_code": spec.trust_remote_code, "local_files_only": True, "use_safetensors": True}
+        placed = _pretrained_model(folder, config, spec, given)
         if is_offloaded(placed):
             weakref.finalize(placed, kept.pop_all().close)
     return placed

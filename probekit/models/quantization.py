@@ -105,6 +105,18 @@ def check_quantised(model: nn.Module, spec: ModelSpec, by_plugin: bool) -> None:
         )
 
 
+def check_already_quantised(model: nn.Module, already: str, spec: ModelSpec) -> None:
+    """Raise ModelError if bitsandbytes' layers hold weights that are not quantised, though the config says they are."""
+    if already not in ("int8", "nf4", "fp4"):
+        return
+    for path, module in model.named_modules():
+        if type(module).__name__ in ("Linear8bitLt", "Linear4bit") and _kind(module) in ("", "unquantised"):
+            raise ModelError(
+                f"The config of '{spec.name}' says that its weights are quantised already ({already}), but {path} is "
+                "not; take quantization_config out of the config."
+            )
+
+
 def keep_quantised_weights(model: nn.Module) -> None:
     """Keep bitsandbytes from changing a model's state while it runs.
 

@@ -25,8 +25,9 @@ from probekit.models.depth import cut
 from probekit.models.failures import in_sentences, quiet_libraries
 from probekit.models.loading import LoadedModel
 from probekit.models.placement import check_devices
-from probekit.models.sources import commit, find_source, load_tokenizer, on_meta, read_config
+from probekit.models.sources import commit, find_source, load_tokenizer, on_meta
 from probekit.models.spec import ModelSpec
+from probekit.models.trust import reading_model
 
 # The largest tensor that is computed for real beside a skeleton; larger ones are left without values.
 VALUES = 1 << 20
@@ -42,9 +43,9 @@ def skeleton(spec: ModelSpec) -> LoadedModel:
     """
     check_devices(spec)
     source = find_source(spec.name)
-    with quiet_libraries(), in_sentences(spec):
-        config = cut(read_config(source, spec), spec)
-        tokenizer, missing_tokenizer = load_tokenizer(source, spec)
+    with quiet_libraries(), in_sentences(spec), reading_model(source, spec) as given:
+        config = cut(given.config, spec)
+        tokenizer, missing_tokenizer = load_tokenizer(given)
         checkpoint, said_by = _checkpoint_dtype(config, source, spec)
         dtype = checkpoint if spec.dtype == "auto" else getattr(torch, spec.dtype)
         # Another way to compute the same, with shapes that do not depend on where tokens are routed.

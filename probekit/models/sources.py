@@ -1,4 +1,4 @@
-"""Sources: what a model's name stands for, its config, its tokenizer, and how its weights are told from others."""
+"""Sources: what a model's name stands for, its tokenizer, and how its weights are told from others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from probekit import cache
 from probekit.errors import ModelError
+from probekit.models.declared_sizes import counting_modules
 from probekit.models.demo import DEMO_FOLDER
 from probekit.models.failures import first_words
 from probekit.models.spec import ModelSpec
+from probekit.models.trust import Given
 
 # The hashes of files of more bytes, unchanged for so many seconds, are kept: hashing 6 GB takes 4 s.
 LARGE, SETTLED = 1 << 26, 2
@@ -41,31 +43,27 @@ def find_source(name: str) -> str:
     return name
 
 
-def read_config(source: str, spec: ModelSpec) -> Any:
-    """The config behind a source."""
-    return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-
-
 def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype | None = None) -> nn.Module:
     """The model of a config without weights: its tensors have shapes and no values."""
     precision = {} if dtype is None else {"dtype": dtype}
-    with torch.device("meta"):
+    with torch.device("meta"), counting_modules(spec.name):
         model: nn.Module = AutoModelForCausalLM.from_config(
             config, trust_remote_code=spec.trust_remote_code, **precision
         )
     return model
 
 
-def load_tokenizer(source: str, spec: ModelSpec) -> tuple[Any | None, str]:
+def load_tokenizer(given: Given) -> tuple[Any | None, str]:
     """The tokenizer, or None with the reason: prompts then have to be given as token ids."""
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of no files
+        tokenizer: Any = AutoTokenizer.from_pretrained(given.source, **given.files)
+        # Of no files transformers makes one that knows its special tokens, and perhaps the space and a language.
+        if len(tokenizer) <= len(tokenizer.all_special_tokens) + 2:
             return None, "none (it comes with no tokenizer files)"
         return tokenizer, ""
-    except Exception as error:  # the libraries behind the many tokenizer classes raise what they like
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the libraries behind raise what they like; a panic of Rust is no Exception
         if "trust_remote_code" in str(error):
             raise
         return None, f"none ({type(error).__name__}: {first_words(error)})"

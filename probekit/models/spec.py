@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from probekit.errors import UsageError, nearest
+from probekit.errors import UsageError, nearest, quoted
+
+# What no file may say for whoever reads it: only a command line or an argument of Python grants it.
+GRANTS = ("trust_remote_code", "allow_pickle")
 
 
 def _numbered(value: Any) -> Any:
@@ -49,6 +52,12 @@ class ModelSpec(BaseModel):
         False, description="Compile the blocks with torch.compile for steps that are repeated: equal but for rounding."
     )
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
+    # Left out where it is not said: the keys and files of runs that do not need it are what they were without it.
+    allow_pickle: bool = Field(
+        False,
+        description="Read weights that are pickled (pytorch_model.bin), which can run code.",
+        exclude_if=lambda allowed: not allowed,
+    )
 
 
 def parse_spec(**values: Any) -> ModelSpec:
@@ -64,5 +73,5 @@ def parse_spec(**values: Any) -> ModelSpec:
                 f"A model has no option '{field}'; its options are: {', '.join(known)}.{nearest(field, known)}"
             ) from None
         expected = first["msg"].removeprefix("Input should be ")
-        sentence = f"The model's '{field}' is {first['input']!r}; expected {expected[:1].lower() + expected[1:]}."
+        sentence = f"The model's '{field}' is {quoted(first['input'])}; expected {expected[:1].lower() + expected[1:]}."
         raise UsageError(sentence) from None

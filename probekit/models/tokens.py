@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from probekit.errors import ModelError, out_of_memory, quoted
+
 REPLACEMENT = "\ufffd"
+# A longer token is no word of any language, and a page says a token many times.
+MOST_CHARACTERS = 16_384
 
 
 def encode_text(tokenizer: Any, text: str, special_tokens: bool) -> list[int]:
-    """Token ids of a text, without the warning that transformers gives for long ones."""
-    ids: list[int] = tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+    """Token ids of a text, without the warning that transformers gives for long ones.
+
+    Raises ModelError with one sentence if the tokenizer cannot read it.
+    """
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        if isinstance(error, Exception) and out_of_memory(error):
+            raise
+        raise ModelError(
+            f"The tokenizer of this model cannot read the prompt {quoted(text)}: "
+            f"{' '.join(str(error).split()) or type(error).__name__}."
+        ) from None
     return ids
 
 
@@ -25,8 +42,12 @@ def token_strings(tokenizer: Any | None, ids: Sequence[int]) -> list[str]:
     """Each token's own text, with its leading space; a token that is only part of a character shows its raw piece."""
     if tokenizer is None:
         return [f"<{index}>" for index in ids]
-    known = {index: _token_string(tokenizer, index) for index in set(ids)}
+    known = {index: _shortened(_token_string(tokenizer, index)) for index in set(ids)}
     return [known[index] for index in ids]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}… ({len(text):,} characters)"
 
 
 def _token_string(tokenizer: Any, index: int) -> str:

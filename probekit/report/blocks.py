@@ -87,7 +87,7 @@ class Page:
             caption=_text(caption),
             legend=_text(legend),
             collapsed=bool(collapsed),
-            align=align,
+            align=None if align is None else bool(align),
             marks=marks_json(marks),
         )
 

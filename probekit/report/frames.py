@@ -128,7 +128,7 @@ def frame_document(html: str) -> FrameDocument:
 
 def _cleaned_style(style: str) -> str:
     """CSS that loads nothing, or nothing at all where it hides how it would."""
-    style = without_surrogates(style).replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
+    style = plain(style.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n"))
     style = _IMPORT.sub("", style)
     style = _URL.sub(lambda match: match[0] if _LOCAL_URL.fullmatch(match[0]) else "none", style)
     read = _CSS_ESCAPE.sub(_unescaped, style)

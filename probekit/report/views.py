@@ -14,7 +14,12 @@ from probekit.report.frames import frame_document
 from probekit.report.pictures import SVG
 from probekit.report.tokens import MARKS
 
-_JSON_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+# What would end a script, and what a reader of the page's source would not see: controls, directions, joiners, tags.
+_UNSEEN_RANGES = ((0x7F, 0x9F), (0xAD, 0xAD), (0x200B, 0x200F), (0x2028, 0x202E), (0x2060, 0x206F), (0xFEFF, 0xFEFF))
+_UNSEEN = [point for low, high in (*_UNSEEN_RANGES, (0xE0000, 0xE007F)) for point in range(low, high + 1)]
+_JSON_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"} | {
+    point: json.dumps(chr(point))[1:-1] for point in _UNSEEN
+}
 # Of a trajectory's steps, printed below the slider.
 MOST_ROWS = 48
 MOST_TOKENS_IN_ROWS = 4_000

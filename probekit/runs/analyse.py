@@ -5,6 +5,7 @@ One that raises, that takes too long or that leaves something on the model is a 
 
 from __future__ import annotations
 
+import copy
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from probekit.errors import AnalysisError, ProbekitError, StorageError, out_of_m
 from probekit.runs.checkpoints import FileStore, StopFlag
 from probekit.runs.config import Resolved
 from probekit.runs.containment import Containment, limits_time
+from probekit.runs.determinism import deterministic, told, with_note
 from probekit.runs.directory import RunDirectory
 from probekit.runs.keeping import draw, explain, finish_page, save
 from probekit.runs.out_of_memory import sentence as explain_memory
@@ -28,6 +30,10 @@ from probekit.runs.repair import Repair, no_hooks_everywhere
 
 if TYPE_CHECKING:
     from probekit.activations import ActivationSource
+
+
+# Where a state has the operators without a deterministic algorithm that an analysis used.
+UNREPEATABLE = "operators without a deterministic algorithm"
 
 
 class Analyses:
@@ -59,7 +65,7 @@ class Analyses:
         if self._time_limit is not None and not limits_time():
             self._recorder.message("No time limit is kept here: it takes the main thread of a Unix process.")
         statuses = self._manifest["analyses"]
-        with self._stop.on_interrupt(self._recorder.show):
+        with self._stop.on_interrupt(self._recorder.show), deterministic():
             for names in _sharing(self._resolved.analyses):
                 waiting = [name for name in names if not self._is_done(name)]
                 if not waiting:
@@ -125,7 +131,8 @@ class Analyses:
             progress = Progress(self._recorder, self._store(waiting[0].name), "prompts", self._source.prompt_count)
             begun = False
             try:
-                with phase(PASSES), timed_progress(progress, PASSES, "prompts"):
+                computing = told(*(member.containment.saw for member in waiting))
+                with phase(PASSES), timed_progress(progress, PASSES, "prompts"), computing:
                     for batch in self._source.batches(sites):
                         begun = True
                         for member in _left(waiting):
@@ -157,12 +164,20 @@ class Analyses:
         return self._repair.loaded.source
 
     def _member(self, name: str) -> _Member:
+        import torch
+
         config, analysis = self._resolved.config, self._resolved.analyses[name]
-        containment = Containment(name, config.seed, self._recorder.message, self._time_limit)
+        store = self._store(name)
+        unrepeatable = store.read("stage", UNREPEATABLE) or {}
+
+        def keep(operators: set[str]) -> None:  # for a process that goes on after them
+            store.write("stage", UNREPEATABLE, dict.fromkeys(sorted(operators), torch.empty(0)))
+
+        containment = Containment(name, config.seed, self._recorder.message, self._time_limit, unrepeatable, keep)
 
         def make() -> Analysis[Any]:
             loaded, store = self._repair.loaded, self._store(name)
-            results, facts = self.outcome.results, loaded.source.facts
+            results, facts = copy.deepcopy(self.outcome.results), loaded.source.facts  # its own, to do with as it likes
             context = context_class()(
                 config.seed, name, self._recorder, store, results, lambda: self._repair.loaded.subject, facts
             )
@@ -177,7 +192,7 @@ class Analyses:
     def _keep(self, member: _Member, result: object) -> None:
         """Save a result, and draw its page: the plugin's own code as well."""
         with phase(SAVING):
-            saved = save(member.made(), result, self._directory)
+            saved = save(member.made(), with_note(result, member.containment.unrepeatable), self._directory)
         member.saved = True
         with no_hooks_everywhere(), member.containment.within():
             page = draw(member.made(), saved)

@@ -53,7 +53,7 @@ def option_value(text: str) -> Any:
     """A value in TOML (`50`, `true`, `[1, 2]`, `"a b"`), else the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # not only tomllib's own: a number of 5000 digits is Python's
         return text
     return parsed["value"] if set(parsed) == {"value"} else text
 

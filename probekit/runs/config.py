@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +11,14 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from probekit.analysis import ActivationAnalysis, Options, parse_options
-from probekit.errors import UsageError, nearest
-from probekit.models.spec import ModelSpec, parse_spec
+from probekit.errors import UsageError, nearest, quoted
+from probekit.models.spec import GRANTS, ModelSpec, parse_spec
 from probekit.plugins import Plugins
+from probekit.runs.toml import read_toml
 
 DEFAULT_PLUGIN = "gradient-inverter"
 DEFAULT_PROMPT = "The sky is blue."
+MOST_LEVELS = 20  # of tables and lists in each other
 
 
 def check_prompt(prompt: str) -> str:
@@ -56,7 +57,12 @@ class RunConfig(BaseModel):
 
     def to_toml(self) -> str:
         """TOML without the fields that are None, which TOML cannot say."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        values = self.model_dump(mode="json", exclude_none=True)
+        values["options"] = {
+            name: {key: value for key, value in chosen.items() if value is not None}
+            for name, chosen in values["options"].items()
+        }
+        return tomli_w.dumps(values)
 
 
 @dataclass
@@ -77,12 +83,26 @@ class Resolved:
         return {"configuration": values, "sources": self.sources}
 
 
-def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -> Resolved:
+def said(**grants: bool) -> frozenset[str]:
+    """The names of those that are true: `said(trust_remote_code=True, allow_pickle=False)`."""
+    return frozenset(name for name, value in grants.items() if value)
+
+
+def grants_of(values: Mapping[str, Any]) -> frozenset[str]:
+    """What values grant that the caller has said himself, and no file."""
+    model = _by_name(values.get("model", {}))
+    return frozenset(GRANTS).intersection(model) if isinstance(model, Mapping) else frozenset()
+
+
+def resolve(
+    layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins, granted: Collection[str] = ()
+) -> Resolved:
     """One configuration from layers of values, later ones over earlier ones; each layer has a name, such as 'command
     line'.
 
     A layer has the shape of `RunConfig`; its `options` may be flat (`{"steps": 50}`) where there is one analysis,
-    dotted (`{"clamped-walk.steps": 50}`), or nested by analysis. Raises UsageError or PluginError with one sentence.
+    dotted (`{"clamped-walk.steps": 50}`), or nested by analysis. Of `GRANTS` a layer may say what is `granted` only:
+    the caller knows which values are his own and which a file's. Raises UsageError or PluginError with one sentence.
     """
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -124,11 +144,57 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]], plugins: Plugins) -
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
         raise UsageError(_sentence(error)) from None
+    _check_writable(config)
+    _check_granted(config.model, sources, granted)
     options = {
         name: parse_options(analysis.options_model, config.options.get(name, {}), name)
         for name, analysis in analyses.items()
     }
     return Resolved(config, analyses, options, sources)
+
+
+def _check_granted(model: ModelSpec, sources: Mapping[str, str], granted: Collection[str]) -> None:
+    """Raise UsageError if a file says of a model what only who reads it may say."""
+    dangers = {
+        "trust_remote_code": "it would run code that comes with",
+        "allow_pickle": "it would read pickle, which can run code, of",
+    }
+    for name in GRANTS:
+        if getattr(model, name) and name not in granted:
+            raise UsageError(
+                f"{sources.get(f'model.{name}', 'The configuration')} asks for {name}, which no file can grant: "
+                f"{dangers[name]} '{model.name}'; if you trust who made it, say --{name.replace('_', '-')} yourself."
+            )
+
+
+def _check_writable(config: RunConfig) -> None:
+    """Raise UsageError unless `config.toml` can hold all of it: a whole number of TOML has 64 bits, a text is Unicode,
+    and nothing is nested without end.
+    """
+    parts: list[tuple[list[str], Any]] = [([], config.model_dump(exclude={"prompts"}))]
+    while parts:
+        path, value = parts.pop()
+        key = ".".join(path)
+        if len(path) > MOST_LEVELS:
+            raise UsageError(f"The value of '{key}' lies {MOST_LEVELS} tables and lists deep in others; name it flat.")
+        if isinstance(value, Mapping):
+            parts += [([*path, str(name)], part) for name, part in value.items()]
+        elif isinstance(value, list | tuple):
+            parts += [([*path, str(number)], part) for number, part in enumerate(value)]
+        # Of an id, a model says that it is outside its vocabulary; it only has to be one that can be written.
+        bits = 10_000 if path[:1] == ["input_ids"] else 63
+        if isinstance(value, int) and not -(2**bits) <= value < 2**bits:
+            raise UsageError(f"The value of '{key}' is {quoted(value)}; expected a number of at most 64 bits.")
+        if not all(_is_unicode(text) for text in (key, value) if isinstance(text, str)):
+            raise UsageError(f"The value of '{key}' is not valid Unicode: half of a surrogate pair stands alone.")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _recorded_values(path: str, merged: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
@@ -145,8 +211,12 @@ def _recorded_values(path: str, merged: Mapping[str, Any], sources: Mapping[str,
                 f"({sources[key]}), or --activations."
             )
     origin = Recording(path).manifest["origin"]
-    model = origin.get("model", {"name": "a recorded model"})
-    if parse_spec(**{**model, **merged.get("model", {})}) != parse_spec(**model):
+    # What was granted to make it is not asked for again: no model is loaded.
+    model, asked = (
+        {key: value for key, value in values.items() if key not in GRANTS}
+        for values in (origin.get("model", {"name": "a recorded model"}), merged.get("model", {}))
+    )
+    if parse_spec(**{**model, **asked}) != parse_spec(**model):
         raise UsageError(f"'{path}' is a recording of '{model['name']}'; leave out what says which model, or how.")
     special = bool(origin.get("special_tokens", True))
     if sources.get("special_tokens") == "command line" and merged["special_tokens"] != special:
@@ -169,12 +239,7 @@ def _check_consumers(found: Mapping[str, type[Any]], plugins: Plugins) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The values of a TOML configuration file. Raises UsageError if it cannot be read, or is no RunConfig's."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"The configuration '{path}' cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"The configuration '{path}' is not TOML: {error}.") from None
+    values = read_toml(path, "The configuration")
     check_shape(values)
     return values
 
@@ -189,7 +254,7 @@ def check_shape(values: Mapping[str, Any]) -> None:
 
 def _by_analysis(options: Any, names: list[str], plugins: Plugins) -> dict[str, dict[str, Any]]:
     if not isinstance(options, Mapping):
-        raise UsageError(f"The options are {options!r}; expected a table of options, or of analyses with theirs.")
+        raise UsageError(f"The options are {quoted(options)}; expected a table of options, or of analyses with theirs.")
     sorted_out: dict[str, dict[str, Any]] = {}
     for key, value in options.items():
         if key in names and isinstance(value, Mapping):
@@ -222,4 +287,4 @@ def _sentence(error: ValidationError) -> str:
         near = nearest(parts[-1], known)
         return f"The configuration has an unknown key '{key}'; the keys are: {', '.join(known)}.{near}"
     expected = first["msg"].removeprefix("Input should be ")
-    return f"The value of '{key}' is {first['input']!r}; expected {expected[:1].lower() + expected[1:]}."
+    return f"The value of '{key}' is {quoted(first['input'])}; expected {expected[:1].lower() + expected[1:]}."

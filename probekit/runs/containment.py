@@ -6,27 +6,20 @@ settings of the whole process that it changes are given back.
 
 from __future__ import annotations
 
-import codecs
-import io
+import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from probekit.errors import AnalysisError
+from probekit.errors import AnalysisError, described
+from probekit.runs import printed
+from probekit.runs.determinism import told
 from probekit.runs.profiling import phase
 from probekit.runs.state import put_back, read_state
-
-if TYPE_CHECKING:
-    import torch
-
-# So many lines of what an analysis prints are kept.
-LINES_KEPT = 20
-# And so many characters of each.
-LINE_LENGTH = 2000
 
 
 class TimeIsUpError(BaseException):
@@ -34,14 +27,34 @@ class TimeIsUpError(BaseException):
 
 
 class Containment:
-    """One analysis of a run. `within` may be entered again and again: time and random numbers go on."""
+    """One analysis of a run. `within` may be entered again and again: time and random numbers go on.
 
-    def __init__(self, name: str, seed: int, say: Callable[[str], None], seconds: float | None = None) -> None:
+    `unrepeatable` are operators that it used and that have no deterministic algorithm: those that are known from a
+    process before, to begin with, and `keep` is called with all of them when another comes up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        say: Callable[[str], None],
+        seconds: float | None = None,
+        unrepeatable: Iterable[str] = (),
+        keep: Callable[[set[str]], object] = lambda _: None,
+    ) -> None:
         self._name = name
         self._random = _Random(seed)
-        self._printed = _Printed(name, say)
+        self._printed = printed.Printed(name, say)
         self._given = seconds
+        self._keep = keep
         self.seconds = 0.0
+        self.unrepeatable = set(unrepeatable)
+
+    def saw(self, operator: str) -> None:
+        """It used an operator that has no deterministic algorithm."""
+        if operator not in self.unrepeatable:
+            self.unrepeatable.add(operator)
+            self._keep(self.unrepeatable)
 
     @property
     def lines_printed(self) -> int:
@@ -54,7 +67,7 @@ class Containment:
     @contextmanager
     def apart(self) -> Iterator[None]:
         """All of `within` but the time: random numbers, settings of the process and standard output."""
-        with phase(self._name), self._random.drawn():
+        with phase(self._name), self._random.drawn(), told(self.saw):
             before = read_state()
             try:
                 with redirect_stdout(self._printed):
@@ -62,6 +75,20 @@ class Containment:
             finally:
                 put_back(before)
                 self._printed.end_line()
+
+
+@contextmanager
+def quietly(name: str) -> Iterator[None]:
+    """For a plugin that draws, or computes from what was saved: what it prints goes nowhere, and what it raises to end
+    the process is an AnalysisError.
+    """
+    with redirect_stdout(printed.Printed(name, lambda _: None)):
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise AnalysisError(described(error)) from error
 
 
 class _Within:
@@ -96,104 +123,57 @@ class _Within:
             ) from None
 
 
-class _Printed(io.TextIOBase):
-    """Standard output for a plugin: its first lines are said, the others counted.
-
-    Of a line that is written over, as progress is, the last version counts. What goes past Python goes to standard
-    error.
-    """
-
-    encoding = "utf-8"
-    errors = "replace"
-
-    def __init__(self, name: str, say: Callable[[str], None]) -> None:
-        self._name = name
-        self._say = say
-        self._begun = ""
-        self.count = 0
-        self.buffer = _Bytes(self)
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return 2
-
-    def reconfigure(self, **_: object) -> None:
-        """There is nothing to configure."""
-
-    def end_line(self) -> None:
-        """What stands without a newline is a line as well."""
-        self.buffer.end()
-        if self._begun:
-            self.write("\n")
-
-    def write(self, text: str) -> int:
-        first, *others = text.split("\n")
-        lines = [self._begun + first, *others]
-        self._begun = _last_version(lines.pop())
-        for line in lines:
-            self.count += 1
-            if self.count <= LINES_KEPT:
-                self._say(f"{self._name} printed: {_last_version(line).rstrip(chr(13))}")
-            elif self.count == LINES_KEPT + 1:
-                self._say(f"{self._name} goes on printing; its further lines are not kept.")
-        return len(text)
-
-
-def _last_version(line: str) -> str:
-    """What a line shows, cut to its length; a return at its end is kept, since it acts on what follows only."""
-    shown = line.rstrip("\r")
-    return shown.rpartition("\r")[2][:LINE_LENGTH] + ("\r" if len(shown) < len(line) else "")
-
-
-class _Bytes(io.BufferedIOBase):
-    """What is written in bytes, as text."""
-
-    def __init__(self, text: _Printed) -> None:
-        self._text = text
-        self._decoder = codecs.getincrementaldecoder(text.encoding)(text.errors)
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._text.fileno()
-
-    def write(self, data: Any) -> int:
-        given = bytes(data)
-        self._text.write(self._decoder.decode(given))
-        return len(given)
-
-    def end(self) -> None:
-        """A character that was begun only is written as one that cannot be read."""
-        self._text.write(self._decoder.decode(b"", final=True))
-
-
 class _Random:
-    """torch's default generators as one analysis finds them: seeded for it, and where it left them the next time."""
+    """Python's, numpy's and torch's default generators as one analysis finds them: seeded for it, and where it left
+    them the next time.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._states: list[torch.Tensor] | None = None
+        self._states: list[Any] = []
 
     @contextmanager
     def drawn(self) -> Iterator[None]:
         """The analysis's own state while open, and the caller's afterwards."""
-        import torch
-
-        devices = range(torch.cuda.device_count())
-        with torch.random.fork_rng(devices=devices):
-            if self._states is None:
-                torch.manual_seed(self._seed)
+        callers = _generators()
+        try:
+            if self._states:
+                _restore(self._states)
             else:
-                torch.set_rng_state(self._states[0])
-                for device, state in zip(devices, self._states[1:], strict=True):
-                    torch.cuda.set_rng_state(state, device)
-            try:
-                yield
-            finally:
-                self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+                _seed(self._seed)
+            yield
+        finally:
+            self._states = _generators()
+            _restore(callers)
+
+
+def _seed(seed: int) -> None:
+    import numpy
+    import torch
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+
+
+def _generators() -> list[Any]:
+    """The states of all default generators."""
+    import numpy
+    import torch
+
+    devices = [torch.cuda.get_rng_state(device) for device in range(torch.cuda.device_count())]
+    return [random.getstate(), numpy.random.get_state(), torch.get_rng_state(), *devices]
+
+
+def _restore(states: list[Any]) -> None:
+    import numpy
+    import torch
+
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    for device, state in enumerate(states[3:]):
+        torch.cuda.set_rng_state(state, device)
 
 
 def limits_time() -> bool:
@@ -204,7 +184,8 @@ def limits_time() -> bool:
 class _Alarm:
     """TimeIsUpError after so many seconds, and again every second, in case that something swallowed it.
 
-    It is raised in nothing of this module, which could then not put back what it must: there it is put off.
+    It is raised in nothing of this module, which could then not put back what it must, and not while something is
+    printed: there it is put off.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -230,7 +211,7 @@ class _Alarm:
         if not self._armed:
             return
         while frame is not None:  # also what this module calls, such as a tracer
-            if frame.f_globals is globals():
+            if frame.f_globals is globals() or frame.f_globals is vars(printed):
                 signal.setitimer(signal.ITIMER_REAL, 1e-3, 1.0)
                 return
             frame = frame.f_back

@@ -21,7 +21,7 @@ from typing import Any
 from probekit.analysis import Result
 from probekit.errors import UsageError
 from probekit.files import LOCK, Lock, storing, write_whole
-from probekit.finite import from_json
+from probekit.foreign import checked_file, from_json
 
 # What this version writes, and what it reads: runs of 0.1.0 had no hashes of their files.
 SCHEMA = 2
@@ -169,7 +169,7 @@ class RunDirectory:
         if not set(PurePosixPath(name).parts).isdisjoint({"..", "/"}) or "\0" in name:  # of a file that names another
             raise UsageError(f"The run '{self.path}' is damaged: {name!r} is no file of it.")
         try:
-            document = from_json((self.path / name).read_text(encoding="utf-8"))
+            document = from_json(checked_file(self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"The run '{self.path}' has no {name}.") from None
         except OSError as error:

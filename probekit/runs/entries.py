@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from probekit.analysis.result import RESULT_FILE
 from probekit.errors import UsageError
+from probekit.foreign import checked_file
 from probekit.runs.directory import RunDirectory
 from probekit.runs.studies.page import PAGE_FILE as STUDY_PAGE
 
@@ -106,6 +107,7 @@ def run_entry(folder: Path, kind: str = "run") -> Entry:
     report = folder / REPORT_FILE
     entry = Entry(kind, folder, DAMAGED, report=report if report.is_file() else None)
     try:
+        RunDirectory.open(folder)  # which refuses links
         manifest = _read(folder, RUN_FILE)
         configuration = manifest["configuration"]
         analyses = {str(name): dict(state) for name, state in manifest["analyses"].items()}
@@ -144,9 +146,10 @@ def _variant(model: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _finding(folder: Path, analysis: str) -> str:
+    RunDirectory(folder).analysis(analysis)  # which refuses a name that leads elsewhere
     file = f"analyses/{analysis}/{RESULT_FILE}"
     try:
-        with (folder / file).open("rb") as opened:
+        with checked_file(folder / file).open("rb") as opened:
             head = opened.read(HEAD)
     except OSError as error:
         raise UsageError(f"The file '{folder / file}' cannot be read: {error.strerror}.") from None
@@ -223,7 +226,7 @@ def recording_entry(folder: Path) -> Entry:
     try:
         manifest = _read(folder, RECORDING_FILE)
         model, prompts = dict(manifest["origin"].get("model", {})), manifest["prompts"]
-        index = folder / RECORDING_INDEX
+        index = checked_file(folder / RECORDING_INDEX)
         *lines, _torn = (index.read_text(encoding="utf-8") if index.is_file() else "").split("\n")
         there, tokens = sum(json.loads(line)["tokens"] for line in lines), int(prompts["tokens"])
         sites = len(manifest["sites"])

@@ -42,6 +42,7 @@ from probekit.runs.profiling import (
 from probekit.runs.recorder import Recorder
 from probekit.runs.render import render
 from probekit.runs.repair import Repair
+from probekit.runs.state import standard
 from probekit.runs.subjects import Subjects
 from probekit.runs.versions import versions
 
@@ -94,6 +95,7 @@ def run(
         return execute(resolved, manager, place, listener, time_limit=time_limit)
 
 
+@standard()
 def execute(
     resolved: Resolved,
     plugins: Plugins,
@@ -138,6 +140,7 @@ def execute(
         return _analyse(directory, manifest, resolved, plugins, recorder, repair, *how)
 
 
+@standard()
 def resume(
     path: str | Path,
     plugins: Plugins | None = None,

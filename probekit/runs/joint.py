@@ -8,6 +8,7 @@ from typing import Any
 
 from probekit.analysis import JointReport, Result
 from probekit.report import Page
+from probekit.runs.containment import quietly
 from probekit.runs.directory import RunDirectory
 from probekit.runs.keeping import explain
 from probekit.runs.outcome import Run
@@ -29,8 +30,9 @@ def compare_jointly(
     for joint, results in comparable(analyses, outcome.results).items():
         page = Page(joint.title)
         try:
-            joint.draw(results, page)
-        except (Exception, SystemExit) as error:
+            with quietly(joint.title):
+                joint.draw(results, page)
+        except Exception as error:
             outcome.failures[joint.title] = explain(error)
             manifest["joint"][joint.title] = {"status": "failed", "error": explain(error)}
             directory.write(TRACEBACK_FILE, traceback.format_exc().encode(errors="backslashreplace"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from probekit.analysis import Result
-from probekit.errors import AnalysisError, ProbekitError, out_of_memory
+from probekit.errors import AnalysisError, ProbekitError, described, out_of_memory
 from probekit.report import Page
 from probekit.runs.directory import RunDirectory
 
@@ -60,9 +60,6 @@ OUT_OF_MEMORY = (
 
 def explain(error: BaseException) -> str:
     """One sentence for what ended an analysis."""
-    if isinstance(error, ProbekitError):
-        return str(error)
-    if out_of_memory(error):
-        return OUT_OF_MEMORY
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, ProbekitError) or not out_of_memory(error):
+        return described(error)
+    return OUT_OF_MEMORY

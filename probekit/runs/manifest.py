@@ -1,4 +1,4 @@
-"""What `run.json` has to say: its shape, checked before a run is gone on with or verified."""
+"""What `run.json` has to say: its shape, checked before a run is read, drawn, gone on with or verified."""
 
 from __future__ import annotations
 
@@ -26,6 +26,29 @@ class _Entry(_Table):
 class _Model(_Table):
     name: str
     weights: str
+    quantization: str | None = None
+
+
+class _Facts(_Table):
+    """What is known of the model that was loaded."""
+
+    source: str = ""
+    architecture: str = ""
+    dtype: str = ""
+    device: str | dict[str, str] = ""
+    parameters: int = 0
+    quantization: dict[str, int] = {}
+    quantised_share: float = 0.0
+
+
+class _Prompt(_Table):
+    text: str
+    tokens: list[str] = []
+
+
+class _Recording(_Table):
+    path: str
+    tokens: int
 
 
 class _Configuration(_Table):
@@ -42,12 +65,15 @@ class Manifest(_Table):
     number: Literal[1, 2] = Field(alias="schema")
     status: Literal["running", "done", "failed", "interrupted"]
     command: str
-    argv: list[str]
+    argv: list[str] = []
     configuration: _Configuration
     versions: dict[str, str]
     analyses: dict[Name, _Entry]
     joint: dict[str, _Entry] = {}
-    model: dict[str, Any] = {}
+    model: _Facts = _Facts()
+    prompts: list[_Prompt] = []
+    recording: _Recording | None = None
+    broken_plugins: dict[str, str] = {}
     prompt_count: int = Field(1, ge=1)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from probekit.analysis import Result
 from probekit.errors import AnalysisError, UsageError
 from probekit.runs.directory import RunDirectory
+from probekit.runs.manifest import read_manifest
 from probekit.runs.profiling import PROFILE_FILE
 
 if TYPE_CHECKING:
@@ -90,13 +91,10 @@ def read_run(path: str | Path) -> Run:
     """
     path = Path(path)
     directory = RunDirectory.open(path)
-    manifest = directory.read_json("run.json")
-    try:
-        entries = {**manifest["analyses"], **manifest.get("joint", {})}
-        done = [name for name, entry in manifest["analyses"].items() if entry["status"] == "done"]
-        failures = {name: entry["error"] for name, entry in entries.items() if "error" in entry}
-        outcome = Run(path, manifest["status"], failures=failures, manifest=manifest)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(f"The file '{path / 'run.json'}' is damaged: {type(error).__name__} {error}.") from None
+    manifest = read_manifest(directory)
+    entries = {**manifest["analyses"], **manifest.get("joint", {})}
+    done = [name for name, entry in manifest["analyses"].items() if entry["status"] == "done"]
+    failures = {name: entry["error"] for name, entry in entries.items() if "error" in entry}
+    outcome = Run(path, manifest["status"], failures=failures, manifest=manifest)
     outcome.results = {name: directory.result(name) for name in done}
     return outcome

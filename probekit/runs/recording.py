@@ -14,7 +14,9 @@ from probekit.errors import UsageError
 from probekit.models.spec import parse_spec
 from probekit.plugins import Plugins
 from probekit.runs.config import check_prompt
+from probekit.runs.determinism import deterministic, note, told
 from probekit.runs.prompts import prompts_in
+from probekit.runs.state import standard
 from probekit.runs.versions import versions
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 STORES = ("auto", "float32", "bfloat16", "float16")
 
 
+@standard()
 def record(
     model: str | os.PathLike[str] | Mapping[str, Any] = "demo",
     prompts: str | os.PathLike[str] | Sequence[str] = (),
@@ -83,8 +86,13 @@ def record(
         "special_tokens": special_tokens,
         "versions": versions(manager),
     }
+    unrepeatable: set[str] = set()
     expression = sites if isinstance(sites, str) else ",".join(sites)
-    return write(subject, ids, expression, Path(output), origin=origin, storage=storage, progress=progress)
+    with deterministic(), told(unrepeatable.add):
+        recording = write(subject, ids, expression, Path(output), origin=origin, storage=storage, progress=progress)
+    if unrepeatable:
+        listener.message(note(unrepeatable))
+    return recording
 
 
 def _is_pipe(file: Path) -> bool:

@@ -10,6 +10,7 @@ from probekit.errors import UsageError
 from probekit.report import Document, Page, render_html, render_markdown
 from probekit.runs.directory import RunDirectory
 from probekit.runs.joint import JOINT_FILE
+from probekit.runs.manifest import read_manifest
 from probekit.runs.profiling import profile_page
 
 # Of more prompts than a reader looks at, the first.
@@ -32,7 +33,7 @@ def drawn(directory: RunDirectory, manifest: dict[str, Any] | None = None) -> di
 
     Raises UsageError if the directory is damaged or of another version.
     """
-    manifest = manifest or directory.read_json("run.json")
+    manifest = manifest or read_manifest(directory)
     try:
         document = _document(directory, manifest)
     except (KeyError, TypeError, AttributeError) as error:

@@ -49,8 +49,9 @@ class Repair:
         try:
             yield
         finally:
-            kept.put_back()
+            of_tokenizer = kept.put_back()
             found, whole = trace.put_back()
+            found, whole = [*found, *of_tokenizer], whole and not of_tokenizer
             sums = trace.sums
             del trace, kept  # they hold the model, of which there must not be two
             if found:
@@ -109,8 +110,10 @@ class _Kept:
         self._names = set(vars(subject))
         self._facts = (subject.facts, copy.deepcopy(subject.facts))
         self._lists = [(value, list(value)) for value in vars(subject.anatomy).values() if isinstance(value, list)]
+        self._tokenizer = _Tokenizer(subject.tokenizer)
 
-    def put_back(self) -> None:
+    def put_back(self) -> list[str]:
+        """What could not be put back, in words."""
         subject = self._subject
         for name in set(vars(subject)) - self._names:
             if callable(getattr(type(subject), name, None)):  # a method that was covered
@@ -122,6 +125,44 @@ class _Kept:
         subject.facts.update(facts)
         for value, before in self._lists:
             value[:] = before
+        return self._tokenizer.put_back()
+
+
+# What a tokenizer makes of it shows most of how it is set: capitals, spaces, accents, and tokens that were added.
+PROBE = "The sky is  blue.\n<s> e\u0301 \u00e9 \u5929 1984 <|endoftext|></s>"
+
+
+class _Tokenizer:
+    """A tokenizer's attributes, which are put back, and how it reads a text, which tells whether it is another."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._attributes = dict(getattr(tokenizer, "__dict__", {}))
+        copied = (list, dict, set)
+        self._contents = {key: copy.copy(value) for key, value in self._attributes.items() if type(value) in copied}
+        self._reads = self._read()
+
+    def _read(self) -> Any:
+        if self._tokenizer is None:
+            return None
+        try:
+            return len(self._tokenizer), self._tokenizer.encode(PROBE, add_special_tokens=True)
+        except Exception as error:  # of a tokenizer that cannot, or cannot any more
+            return type(error).__name__
+
+    def put_back(self) -> list[str]:
+        """That it is another, if it still is after its attributes have been put back."""
+        if self._attributes:
+            now = self._tokenizer.__dict__
+            if now.keys() != self._attributes.keys() or any(now[key] is not self._attributes[key] for key in now):
+                now.clear()
+                now.update(self._attributes)
+            for key, contents in self._contents.items():
+                value = self._attributes[key]
+                if value != contents:
+                    value.clear()
+                    (value.extend if isinstance(value, list) else value.update)(contents)
+        return [] if self._read() == self._reads else ["another tokenizer"]
 
 
 @contextmanager

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Mapping
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 # Variables that torch sets for itself when somebody first needs its compiler.
 OF_TORCH = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+DEVICES = ("cpu", "cuda")
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Part(NamedTuple):
@@ -40,12 +48,55 @@ def put_back(before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     A setting that could not be read before is left as it is.
     """
     changed = {}
-    for name, part in parts().items():
-        was, now = before[name], _read(part)
+    for name, was in before.items():
+        part = parts()[name]
+        now = _read(part)
         if now != was and not isinstance(was, Unreadable):
             changed[name] = (was, now)
             part.write(was)
     return changed
+
+
+@contextmanager
+def standard() -> Iterator[None]:
+    """torch as it is in a process that has just begun, but for its number of threads, while open: what a run finds
+    depends on no setting that its caller made. Afterwards the caller's settings are there again.
+    """
+    import torch
+
+    if torch.cuda.is_available():  # without it cuBLAS has no deterministic products; it is read when that is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    values = {
+        "torch's default dtype": torch.float32,
+        "torch's default device": None,
+        "torch's anomaly mode": (False, True),
+        "torch's precision of float32 products": "highest",
+        "torch's grad mode": True,
+    }
+    before = {name: _read(parts()[name]) for name in values}
+    try:
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            for device in DEVICES:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            put_back({name: value for name, value in values.items() if not isinstance(before[name], Unreadable)})
+            yield
+    finally:
+        put_back(before)
+
+
+def set_deterministic(mode: int) -> None:
+    """As `torch.set_deterministic_debug_mode`: 0, 1 (deterministic where that is possible) or 2 (or else raise).
+
+    torch's other function for it imports its compiler, which takes seconds; where that is there, it is told.
+    """
+    import torch
+
+    torch.set_deterministic_debug_mode(mode)
+    if compiler := sys.modules.get("torch._inductor.config"):
+        compiler.deterministic = mode > 0  # type: ignore[attr-defined]
 
 
 def _read(part: Part) -> Any:
@@ -60,6 +111,7 @@ def _read(part: Part) -> Any:
 @cache
 def parts() -> dict[str, Part]:
     """The settings; the working directory is the last, since it alone may be impossible to give back."""
+    import numpy
     import torch
 
     return {
@@ -68,12 +120,21 @@ def parts() -> dict[str, Part]:
         "torch's grad mode": Part(torch.is_grad_enabled, torch.set_grad_enabled),
         "torch's anomaly mode": Part(_anomaly, lambda was: torch.autograd.set_detect_anomaly(*was)),
         "torch's number of threads": Part(torch.get_num_threads, torch.set_num_threads),
-        "torch's deterministic flag": Part(
-            _deterministic, lambda was: torch.use_deterministic_algorithms(was[0], warn_only=was[1])
-        ),
+        "torch's deterministic flag": Part(torch.get_deterministic_debug_mode, set_deterministic),
+        "torch's filling of memory": Part(_fills, _fill),
         "torch's precision of float32 products": Part(
             torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
         ),
+        "torch's autocast": Part(_autocast, _set_autocast),
+        "torch's modes": Part(_modes, _leave_modes),
+        "numpy's handling of errors": Part(numpy.geterr, lambda was: numpy.seterr(**was)),
+        "the handlers of signals": Part(_handlers, _restore_handlers),
+        "the alarm": Part(_alarm, _no_alarm),
+        "standard error": Part(lambda: sys.stderr, lambda was: setattr(sys, "stderr", was)),
+        "how warnings are shown": Part(lambda: warnings.showwarning, lambda was: setattr(warnings, "showwarning", was)),
+        "the collection of garbage": Part(gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
+        "the limit of recursion": Part(sys.getrecursionlimit, sys.setrecursionlimit),
+        "the tracing of calls": Part(lambda: (sys.gettrace(), sys.getprofile()), _restore_tracing),
         "the environment": Part(_environment, _restore_environment),
         "the working directory": Part(os.getcwd, os.chdir),
     }
@@ -93,10 +154,67 @@ def _anomaly() -> tuple[bool, bool]:
     return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
 
 
-def _deterministic() -> tuple[bool, bool]:
+def _autocast() -> list[bool]:
     import torch
 
-    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    return [torch.is_autocast_enabled(device) for device in DEVICES]
+
+
+def _set_autocast(was: list[bool]) -> None:
+    import torch
+
+    for device, enabled in zip(DEVICES, was, strict=True):
+        torch.set_autocast_enabled(device, enabled)
+
+
+def _modes() -> list[Any]:
+    """What stands between a call of torch and its operators, for whoever calls."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    return list(_get_current_dispatch_mode_stack())
+
+
+def _leave_modes(was: list[Any]) -> None:
+    while _modes()[len(was) :]:
+        _modes()[-1].__exit__(None, None, None)
+
+
+def _handlers() -> list[Any]:
+    """Those of Python, and None for others."""
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+def _restore_handlers(was: list[Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in zip(SIGNALS, was, strict=True):
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _alarm() -> bool:
+    return hasattr(signal, "getitimer") and signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def _no_alarm(was: bool) -> None:
+    if not was:  # one that was there, and has rung since, is nobody's change
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _restore_tracing(was: tuple[Any, Any]) -> None:
+    sys.settrace(was[0])
+    sys.setprofile(was[1])
+
+
+def _fills() -> bool:
+    from torch.utils import deterministic
+
+    return bool(deterministic.fill_uninitialized_memory)
+
+
+def _fill(was: bool) -> None:
+    from torch.utils import deterministic
+
+    deterministic.fill_uninitialized_memory = was
 
 
 def _environment() -> dict[str, str]:

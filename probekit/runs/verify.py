@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from probekit.errors import ProbekitError, UsageError
 from probekit.plugins import Plugins
 from probekit.report import Page
-from probekit.runs.config import RunConfig, read_config, resolve
+from probekit.runs.config import RunConfig, grants_of, read_config, resolve
+from probekit.runs.containment import quietly
 from probekit.runs.directory import SCHEMA, RunDirectory, links
 from probekit.runs.hashes import DRAWN, HASHES_FILE, check_hashes
 from probekit.runs.joint import JOINT_FILE, comparable
@@ -178,6 +179,10 @@ def _result(directory: RunDirectory, name: str) -> None:
         raise UsageError(f"The analysis '{name}' is said to be done, and has no DONE.")
 
 
+def _by_this_version(manifest: Mapping[str, Any]) -> bool:
+    return bool(manifest["versions"].get("probekit") == version("probekit"))
+
+
 def _report(found: Verified, directory: RunDirectory, manifest: Mapping[str, Any]) -> None:
     """Whether the report is what the pages draw, where this version wrote it."""
     if found.problems:
@@ -186,7 +191,7 @@ def _report(found: Verified, directory: RunDirectory, manifest: Mapping[str, Any
     if missing:
         found.notes.append(f"{' and '.join(missing)} can be drawn again: probekit report {directory.path}")
         return
-    if manifest["versions"].get("probekit") != version("probekit"):
+    if not _by_this_version(manifest):
         found.notes.append("Another version of probekit drew the report, so it is not drawn again to compare.")
         return
     try:
@@ -202,10 +207,13 @@ def _report(found: Verified, directory: RunDirectory, manifest: Mapping[str, Any
 
 
 def _recompute(found: Verified, directory: RunDirectory, manifest: Mapping[str, Any], manager: Plugins | None) -> None:
+    if not _by_this_version(manifest):  # whose results have other tensors
+        found.notes.append("Another version of probekit wrote the run, so its figures are not computed again.")
+        return
     values = read_config(directory.path / "config.toml")
     plugins = manager or Plugins(values.get("block_plugins", []))
     try:
-        resolved = resolve([("config.toml", values)], plugins)
+        resolved = resolve([("config.toml", values)], plugins, grants_of(values))  # no model is loaded
     except ProbekitError as error:
         found.problems.append(f"Nothing can be computed again: {error}")
         return
@@ -216,7 +224,8 @@ def _recompute(found: Verified, directory: RunDirectory, manifest: Mapping[str, 
         results[name] = directory.result(name)
         analysis = resolved.analyses[name](resolved.options[name])
         try:
-            again = recompute(analysis, results[name])
+            with quietly(name):
+                again = recompute(analysis, results[name])
         except Exception as error:  # a bug of a plugin, or a result that it did not write
             found.problems.append(f"The figures of '{name}' cannot be computed again: {explain(error)}")
             continue
@@ -232,7 +241,8 @@ def _page(found: Verified, directory: RunDirectory, analysis: Analysis[Any], sav
     """Whether a page is what the analysis draws of its saved result."""
     kept = directory.read_json(f"analyses/{analysis.name}/page.json")["blocks"]
     try:
-        page = draw(analysis, saved)
+        with quietly(analysis.name):
+            page = draw(analysis, saved)
         for note in saved.notes:
             page.note(note)
         again = Page.from_json(page.to_json()).to_json()["blocks"]
@@ -260,7 +270,8 @@ def _joint(
             continue
         page = Page(joint.title)
         try:
-            joint.draw(group, page)
+            with quietly(joint.title):
+                joint.draw(group, page)
         except Exception as error:
             found.problems.append(f"The page '{joint.title}' cannot be drawn again: {explain(error)}")
         else:

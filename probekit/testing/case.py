@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.analysis import Analysis, Context, Options, Result, TokenSequence, parse_options
 from probekit.errors import ProbekitError
+from probekit.runs.determinism import deterministic
+from probekit.runs.state import standard
 from probekit.testing.outcome import CannotJudgeError
 from probekit.testing.process import GlobalState
 from probekit.testing.tiny import prompts
@@ -71,8 +73,11 @@ class Case:
         given = prompts(subject)
         context = Context(SEED, self.analysis.name, results=self._consumed(subject))
         printed = io.StringIO()
-        # A run seeds torch's global generator for its analysis, and gives the caller's back.
+        # A run computes in torch's own settings and with its deterministic algorithms; and it seeds torch's global
+        # generator for its analysis, and gives the caller's back.
         with (
+            standard(),
+            deterministic(),
             GlobalState() as state,
             redirect_stdout(printed),
             torch.random.fork_rng(devices=range(torch.cuda.device_count())),

@@ -66,7 +66,7 @@ def test_an_unknown_model_offline_says_that_the_hub_is_switched_off(refused: Any
 
 def test_an_unknown_name_and_a_dead_network_are_told_apart(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
 
     response: Any = types.SimpleNamespace(headers={}, request=None, status_code=404)
     sentences = {}
@@ -82,7 +82,7 @@ def test_an_unknown_name_and_a_dead_network_are_told_apart(refused: Any, monkeyp
                 error if cause is None else error.with_traceback(None)
             )
 
-        monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+        monkeypatch.setattr(PreTrainedConfig, "get_config_dict", fail)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
         sentences[kind] = refused(4, "--model", "nobody/name")

@@ -39,11 +39,11 @@ class _Kind:
 KINDS = {
     "model": _Kind(
         "How strongly each token of a prompt moves the activation at its last position.",
-        "`run`: what is computed. It has the whole model: `subject.capture`, `subject.layer_map`, `subject.edit`.",
+        "`run`: what is measured. It has the whole model: `subject.capture`, `subject.layer_map`, `subject.edit`.",
     ),
     "activations": _Kind(
         "Mean L2 norm of the activations at each site, by position in the prompt.",
-        "`update` and `finish`: what is computed. All such analyses of a run share one pass over the prompts.",
+        "`update` and `finish`: what is measured. All such analyses of a run share one pass over the prompts.",
     ),
 }
 

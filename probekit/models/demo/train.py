@@ -8,10 +8,13 @@ ordinary transformers checkpoint, so the embedded model is loaded by the same co
 
 Cost: each step sees `batch × 256` tokens, so 2400 steps of 32 windows are 19.7 M tokens, about nine passes over
 7 MB of text; on two CPU cores with bf16 autocast that is about an hour.
+
+What was interrupted or killed goes on with the same command, and ends with the same bytes on the same machine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import time
@@ -21,11 +24,16 @@ from typing import Any
 
 import click
 import torch
+from safetensors.torch import load_file, save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from probekit.files import written_whole
+
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_FRACTION = 0.04
+# Beside the tokenizer while the training goes on: everything that the rest of it follows from.
+STATE = "training.safetensors"
 PROMPT = "The old man looked at the sea and"
 
 
@@ -111,7 +119,10 @@ class Training:
         return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
     def run(self, model: GPT2LMHeadModel, corpus: Corpus, length: int, output: Path, report_every: int = 100) -> None:
-        """Train in place; the weights so far are saved at every report, so that an interrupt loses little."""
+        """Train in place; the state is saved at every report, and taken up again by the same training.
+
+        Raises a ClickException if another training's state is there.
+        """
         decayed = [p for p in model.parameters() if p.dim() >= 2]
         plain = [p for p in model.parameters() if p.dim() < 2]
         optimizer = torch.optim.AdamW(
@@ -120,9 +131,11 @@ class Training:
             betas=(0.9, 0.95),
         )
         generator = torch.Generator().manual_seed(self.seed)
+        saved = _Saved(output / STATE, self, model, optimizer, generator, corpus)
+        start = saved.restore()
         began = time.monotonic()
         model.train()
-        for step in range(self.steps):
+        for step in range(start, self.steps):
             for group in optimizer.param_groups:
                 group["lr"] = self.rate_at(step)
             tokens = corpus.batch(self.batch, length, generator)
@@ -134,11 +147,66 @@ class Training:
             optimizer.zero_grad(set_to_none=True)
             if (step + 1) % report_every == 0 or step + 1 == self.steps:
                 self.history.append((step + 1, held_out_loss(model, corpus, length)))
-                model.save_pretrained(output)
+                saved.save(step + 1)
                 click.echo(
                     f"step {step + 1}/{self.steps}: training loss {loss.item():.3f}, "
                     f"held-out {self.history[-1][1]:.3f}, {time.monotonic() - began:.0f} s"
                 )
+
+
+class _Saved:
+    """The state of a training on disk, whole or not at all: weights, moments, random numbers, losses and steps."""
+
+    def __init__(
+        self,
+        path: Path,
+        training: Training,
+        model: GPT2LMHeadModel,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        corpus: Corpus,
+    ) -> None:
+        self._path, self._training, self._model = path, training, model
+        self._optimizer, self._generator = optimizer, generator
+        settings = (training.steps, training.batch, training.learning_rate, training.seed, str(model.config))
+        digest = hashlib.sha256(repr(settings).encode())
+        digest.update(corpus.train.numpy().tobytes())
+        self._digest = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+    def save(self, steps: int) -> None:
+        """Write down what the rest follows from, after so many steps."""
+        state = {f"model/{name}": tensor.detach() for name, tensor in self._model.named_parameters()}
+        for number, moments in self._optimizer.state_dict()["state"].items():
+            state |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
+        state |= {"generator": self._generator.get_state(), "random": torch.get_rng_state(), "of": self._digest}
+        state |= {"history": torch.tensor(self._training.history, dtype=torch.float64), "steps": torch.tensor(steps)}
+        with written_whole(self._path) as place:
+            place.write_bytes(save(state))
+
+    def restore(self) -> int:
+        """Take up what was saved: how many steps are done. What a killed process has half written is removed."""
+        for half in self._path.parent.glob(f".{STATE}.*.tmp"):
+            half.unlink()
+        if not self._path.is_file():
+            return 0
+        state = load_file(self._path)
+        if not torch.equal(state["of"], self._digest):
+            raise click.ClickException(
+                f"'{self._path}' is the state of another training; choose another folder, or remove it."
+            )
+        with torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                parameter.copy_(state[f"model/{name}"])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in state.items():
+            if name.startswith("optimizer/"):
+                _, number, moment = name.split("/")
+                moments.setdefault(int(number), {})[moment] = tensor
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        self._generator.set_state(state["generator"])
+        torch.set_rng_state(state["random"])
+        self._training.history = [(int(step), loss) for step, loss in state["history"].tolist()]
+        return int(state["steps"])
 
 
 def continuation(model: Any, tokenizer: PreTrainedTokenizerFast, sample: bool) -> str:
@@ -184,6 +252,7 @@ Sampled (temperature 0.8, top 40, seed 0): *{sampled}*
 @click.option("--width", default=192, show_default=True)
 @click.option("--positions", default=256, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option("--report-every", default=100, show_default=True, help="Steps from one held-out loss to the next.")
 def main(
     texts: tuple[Path, ...],
     output: Path,
@@ -195,6 +264,7 @@ def main(
     width: int,
     positions: int,
     seed: int,
+    report_every: int,
 ) -> None:
     torch.manual_seed(seed)
     books = [read_text(path) for path in texts]
@@ -214,7 +284,8 @@ def main(
     model = GPT2LMHeadModel(config)
     training = Training(steps, batch, learning_rate, seed)
     tokenizer.save_pretrained(output)
-    training.run(model, corpus, positions, output)
+    training.run(model, corpus, positions, output, report_every)
+    model.save_pretrained(output)
     loss = training.history[-1][1]
     card = CARD.format(
         parameters=model.num_parameters(),
@@ -237,6 +308,7 @@ def main(
         sampled=continuation(model, tokenizer, sample=True).replace("\n", " / "),
     )
     (output / "README.md").write_text(card, encoding="utf-8")
+    (output / STATE).unlink()  # last: until here the same command goes on
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from probekit.errors import UsageError
 from probekit.report import Page
 from probekit.runs.comparison.differences import differing, settings, shown
 from probekit.runs.directory import RunDirectory
+from probekit.runs.manifest import read_manifest
 
 FINISHED = ("done", "failed")
 LONGEST_VALUE = 24
@@ -44,7 +46,7 @@ def read_sides(paths: Sequence[Path]) -> list[Side]:
     if len(paths) < 2:
         given = f"'{paths[0]}' alone was given" if paths else "none was given"
         raise UsageError(f"A comparison takes two runs or more, but {given}; name their run directories.")
-    places = [path.resolve() for path in paths]
+    places = [os.path.realpath(path) for path in paths]  # which takes a link to itself as it is
     twice = [f"The run '{path}' is named twice." for path, place in zip(paths, places, strict=True)][1:]
     wrong = [sentence for number, sentence in enumerate(twice, 1) if places[number] in places[:number]]
     manifests = []
@@ -66,19 +68,12 @@ def read_sides(paths: Sequence[Path]) -> list[Side]:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = RunDirectory.open(path).read_json("run.json")
-    status = manifest.get("status")
+    manifest = read_manifest(RunDirectory.open(path))
+    status = manifest["status"]
     if status not in FINISHED:
         raise UsageError(
             f"The run '{path}' is not finished (its status is {status!r}); let it come to its end, and compare then."
         )
-    try:
-        settings(manifest)
-        shapes = [manifest["analyses"], manifest["configuration"]["options"]]
-        if not all(isinstance(entry, Mapping) for part in shapes for entry in part.values()):
-            raise TypeError("an analysis is not a table")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(f"The file '{path / 'run.json'}' is damaged: {type(error).__name__} {error}.") from None
     return manifest
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +63,16 @@ def profile_page(directory: RunDirectory) -> Page | None:
     """The page of a run's profile, or None where there is none. Raises UsageError if it is damaged."""
     if not (directory.path / PROFILE_FILE).is_file():
         return None
-    try:
+    with _damage(directory.path / PROFILE_FILE):
         return draw(_parts(directory), _processes(directory))
+
+
+@contextmanager
+def _damage(place: Path) -> Iterator[None]:
+    """Raises UsageError where what is read of a profile is no profile's."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-        place = directory.path / PROFILE_FILE
         raise UsageError(f"The file '{place}' is damaged: {type(error).__name__} {error}; it may be removed.") from None
 
 
@@ -79,8 +85,11 @@ def check_profile(directory: RunDirectory) -> None:
 
 
 def profile_sentence(path: Path) -> str | None:
-    """What took most of a run's time, or None where no profile was taken."""
-    return of_time(_parts(RunDirectory(path))) if (path / PROFILE_FILE).is_file() else None
+    """What took most of a run's time, or None where no profile was taken. Raises UsageError if it is damaged."""
+    if not (path / PROFILE_FILE).is_file():
+        return None
+    with _damage(path / PROFILE_FILE):
+        return of_time(_parts(RunDirectory(path)))
 
 
 def _processes(directory: RunDirectory) -> int:

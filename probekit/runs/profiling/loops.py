@@ -60,7 +60,14 @@ class TimedContext(Context):
 
     def with_subject(self, subject: Subject) -> Context:
         return TimedContext(
-            self.seed, self._analysis, self._listener, self._store, self.results, lambda: subject, subject.facts
+            self.seed,
+            self._analysis,
+            self._listener,
+            self._store,
+            self.results,
+            lambda: subject,
+            subject.facts,
+            self.carried,
         )
 
 

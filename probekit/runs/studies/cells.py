@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from typing import Any
 
-from probekit.errors import ProbekitError, UsageError
+from probekit.errors import ProbekitError, UsageError, quoted
 from probekit.plugins import Plugins
 from probekit.runs.config import Resolved, resolve
 from probekit.runs.studies.file import RunSpec, StudyFile, substituted
+
+MOST_CELLS = 10_000  # of one run of a study: each is a run directory
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,11 @@ class Cell:
         return f"{self.run} ({shown})"
 
 
-def expand(study: StudyFile, plugins: Plugins) -> list[Cell]:
-    """Every cell, in the order of the file. Raises UsageError or PluginError for a run that cannot be configured."""
+def expand(study: StudyFile, plugins: Plugins, granted: Collection[str] = ()) -> list[Cell]:
+    """Every cell, in the order of the file, which may say of `GRANTS` what is `granted` only.
+
+    Raises UsageError or PluginError for a run that cannot be configured.
+    """
     cells = []
     for name, spec in study.runs.items():
         for variables in _combinations(name, spec, study.parameters):
@@ -53,7 +59,7 @@ def expand(study: StudyFile, plugins: Plugins) -> list[Cell]:
                     ]
             values["seed"] = variables["seed"]
             try:
-                resolved = resolve([(name, values)], plugins)
+                resolved = resolve([(name, values)], plugins, granted)
             except ProbekitError as error:
                 raise type(error)(f"The run '{name}' of the study: {error}") from None
             cells.append(Cell(name, variables, resolved, key_of(resolved), values))
@@ -64,11 +70,11 @@ def _combinations(name: str, spec: RunSpec, parameters: dict[str, Any]) -> Itera
     """The values of the swept variables and the seed, the last varying fastest."""
     seeds = substituted(spec.seeds, parameters)
     if isinstance(seeds, int) and not isinstance(seeds, bool):
-        seeds = list(range(seeds))
+        seeds = list(range(min(seeds, MOST_CELLS + 1)))
     if "seed" in spec.sweep:
         raise UsageError(f"The run '{name}' sweeps 'seed', which `seeds` does: seeds = [5, 6].")
     if not isinstance(seeds, list) or not seeds:
-        raise UsageError(f"The seeds of the run '{name}' are {seeds!r}; expected how many, or a list of them.")
+        raise UsageError(f"The seeds of the run '{name}' are {quoted(seeds)}; expected how many, or a list of them.")
     # A single value is a list of one. An empty list is no mistake: what it would run is not asked for.
     swept = {variable: _as_list(values) for variable, values in substituted(dict(spec.sweep), parameters).items()}
     swept["seed"] = seeds
@@ -76,7 +82,9 @@ def _combinations(name: str, spec: RunSpec, parameters: dict[str, Any]) -> Itera
         if variable in parameters:
             raise UsageError(f"The run '{name}' sweeps '{variable}', which is a parameter of the study; rename one.")
     if not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UsageError(f"The seeds of the run '{name}' are {seeds!r}; expected whole numbers from 0 on.")
+        raise UsageError(f"The seeds of the run '{name}' are {quoted(seeds)}; expected whole numbers from 0 on.")
+    if prod(map(len, swept.values())) > MOST_CELLS:
+        raise UsageError(f"The run '{name}' has more than {MOST_CELLS:,} cells; sweep over less, or take fewer seeds.")
     for chosen in product(*swept.values()):
         yield dict(zip(swept, chosen, strict=True))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from keyword import iskeyword
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import (
 )
 
 from probekit.errors import UsageError, nearest
+from probekit.runs.toml import read_toml
 
 # `$name` or `${name}`.
 NAME = r"\$(?:(\w+)|\{(\w+)\})"
@@ -135,12 +135,7 @@ def read_study(path: Path, changed: Mapping[str, Any]) -> StudyFile:
 
     Raises UsageError with one sentence if it cannot be read, is no study, or names a run or parameter that it has not.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"The study '{path}' cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"The study '{path}' is not TOML: {error}.") from None
+    values = read_toml(path, "The study")
     try:
         study = StudyFile.model_validate(values)
     except ValidationError as error:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from probekit.analysis.context import Silent
 from probekit.plugins import Plugins
 from probekit.runs.checkpoints import StopFlag
-from probekit.runs.config import resolve
+from probekit.runs.config import grants_of, resolve
 from probekit.runs.studies.cells import Cell, key_of
 from probekit.runs.studies.work import carry_out_cell, note_failure
 from probekit.runs.subjects import Subjects
@@ -107,7 +107,8 @@ class Worker:
 
     def carry_out(self, sent: Sent) -> Ended:
         """Carry out a cell, or go on with it; what it finds is in its folder then."""
-        resolved = resolve([(sent.run, sent.values)], self._plugins)
+        # What it asks for beyond reading data was granted where the study was called.
+        resolved = resolve([(sent.run, sent.values)], self._plugins, grants_of(sent.values))
         cell = Cell(sent.run, sent.variables, resolved, key_of(resolved), sent.values)
         if cell.key != sent.key:
             sentence = (
