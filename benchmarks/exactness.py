@@ -26,7 +26,8 @@ import probekit
 from benchmarks.inverters import learnt, targets_of
 from benchmarks.machine import conditions
 from benchmarks.texts import PLAYS, STORIES, cut, data, drawn, missing
-from probekit_plugins.exact_inverter.inversion import figures, recovered, store
+from probekit_plugins.exact_inverter.figures import figures, rows_of
+from probekit_plugins.exact_inverter.inversion import add_prompts, recovered, store
 
 OUTPUT = Path("reports/output/bench/exactness.json")
 TOKENS = 20
@@ -110,16 +111,16 @@ def at_site(subject: probekit.Subject, site: str, prompts: torch.Tensor) -> tupl
     inverter = learnt(subject, site, targets, context)
     found = recovered(inverter, targets, context, site)
     result = probekit.Result()
-    for number, (target, recovery) in enumerate(zip(targets, found, strict=True)):
-        store(result, subject, {"prompt": number, "site": site}, target, recovery)
-    rows = result.tables["prompts"]
-    each = figures(rows, result.tables["positions"])
+    add_prompts(result, subject, targets, {})
+    store(result, subject, site, {"site": site}, targets, found)
+    places, of_prompts = rows_of(result, site, result.sequences["recovered"])
+    each = figures(of_prompts, places)
     row = {
         "prompts": len(found),
         "exact": each["exact_rate"],
         "right": each["token_accuracy"],
         "verified": each["verified_share"],
-        "tied": sum(int(one["tied"] or 0) for one in rows),
+        "tied": sum(int(one["tied"] or 0) for one in of_prompts),
         "wrong": each["false_positives"],
         "candidates": each["candidates_per_token"],
         "most": each["candidates_most"],

@@ -58,8 +58,24 @@ def build(folder: str, command: str) -> tuple[str, int, str]:
     return folder, done.returncode, printed
 
 
+def verified() -> list[str]:
+    """What is wrong with what was built: whether it is whole, and every figure that of the saved tensors."""
+    import probekit
+
+    places = sorted(path.parent for name in ("run.json", "recording.json") for path in (ROOT / OUTPUT).rglob(name))
+    problems = []
+    for place in places:
+        found = probekit.verify(place, recompute=True)
+        figures = sum(each.equal for each in found.recomputed.values())
+        print(f"{place.relative_to(ROOT)}: {found.files} files, {figures} figures computed again, {found.digest}")
+        problems += [f"{place.relative_to(ROOT)}: {problem}" for problem in found.problems]
+    return problems
+
+
 def main() -> int:
-    """Build all of them, then the page that leads to each. The exit status is that of the first that fails."""
+    """Build all of them, verify them, then write the page that leads to each. The exit status is that of the first that
+    fails.
+    """
     shutil.rmtree(ROOT / OUTPUT, ignore_errors=True)
     failed: dict[str, int] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -70,9 +86,12 @@ def main() -> int:
                     failed[folder] = status
     index = ["runs", str(OUTPUT), "--output", str(OUTPUT / "index.html"), "--summary", str(OUTPUT / "summary.md")]
     status = subprocess.run([sys.executable, "-m", "probekit", *index], cwd=ROOT).returncode
+    problems = verified()
     for folder, each in failed.items():
         print(f"The report '{folder}' failed with status {each}.", file=sys.stderr)
-    return next(iter(failed.values()), status)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return next(iter(failed.values()), status or int(bool(problems)))
 
 
 if __name__ == "__main__":

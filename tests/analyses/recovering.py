@@ -15,9 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import probekit
 from probekit_plugins.exact_inverter import ExactInverter, ExactInverterOptions
-from probekit_plugins.exact_inverter.proof import Status
 from probekit_plugins.exact_inverter.recovery import Inverter, Recovery
 from probekit_plugins.exact_inverter.targets import Target, captured
+from probekit_plugins.exact_inverter.verdict import Status
 from probekit_plugins.token_likelihood import TokenLikelihood
 
 PROMPT = [25, 37, 23, 44, 29, 50, 28, 41]

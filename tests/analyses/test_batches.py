@@ -200,3 +200,45 @@ def test_an_estimate_is_not_asked_for_one_row_nor_where_the_options_say_how_many
     assert batches.notes() == [f"{text}; -o rows_at_once=4 does so from the start."]
     batches.estimated(16, lambda count: 8, "there")
     assert batches.notes() == [text.replace("4", "4 to 8", 1) + "."]
+
+
+def test_what_was_found_out_within_a_finished_stage_or_loop_is_known_when_it_is_read_back() -> None:
+    """Also where the calls that follow, or came before, are at the same place."""
+    store, seen = Kept(), []
+    for most in (2, 100):
+        tried: list[int] = []
+        context = probekit.Context(store=store)
+        batches = Batches(context, Limited())
+        batches.joined(8, computed(8, []), "here")
+        context.stage("done", lambda batches=batches, most=most: {"x": batches.joined(8, computed(most, []), "here")})
+        for _ in range(2):
+            batches.joined(8, computed(8, tried), "here")
+        again = context.stage("done", dict)  # which takes nothing back
+        batches.joined(8, computed(8, tried), "here")
+        seen.append((tried, batches.notes(), again["x"].tolist()))
+    assert seen[0] == seen[1]
+    assert seen[0][0] == [2] * 12
+
+
+def test_a_step_that_is_repeated_is_computed_in_the_batches_that_it_had() -> None:
+    """Memory ran out at the third step; what is repeated of the first two is as it was."""
+
+    store, tried = Kept(), []
+    for most in (4, 100):
+        context = probekit.Context(store=store)
+        batches, rows = Batches(context, Limited()), []
+        with context.loop("steps", 4) as loop:
+            for step in range(loop.start, 4):
+                batches.joined(8, computed(most if step == 2 else 8, rows), "step")
+                loop.end_step(dict)
+        tried.append(rows)
+    assert tried == [[8, 8, 8, 4, 4, 4, 4], [8, 8, 4, 4, 4, 4]]
+
+
+def test_an_attempt_that_comes_to_nothing_leaves_no_trace() -> None:
+    batches = Batches(probekit.Context(), Limited())
+    tried = batches.attempt()
+    tried.joined(8, computed(2, []), "together")
+    assert (tried.halved_to, batches.halved_to) == (2, 0)
+    batches.adopt(tried)
+    assert batches.halved_to == 2

@@ -12,8 +12,9 @@ import torch
 
 import probekit
 from probekit_plugins.batches import Batches
-from probekit_plugins.exact_inverter.inversion import figures
+from probekit_plugins.exact_inverter.figures import figures
 from probekit_plugins.exact_inverter.tolerance import arithmetic_error
+from probekit_plugins.exact_inverter.verdict import noise_survived
 from tests.analyses.recovering import (
     OTHER,
     PROMPT,
@@ -377,12 +378,12 @@ def test_the_noise_that_is_survived_is_that_at_which_a_rival_is_taken_once_in_a_
     """`P(Δ/2 < N(0, σ rms)) = 1/1000` along the line between the two activations."""
     target = target_of(subject, PROMPT)
     found = recover(subject, target, rivals="all")
-    for position, (verdict, survived) in enumerate(zip(found.verdicts, found.noise_survived, strict=True)):
+    for position, verdict in enumerate(found.verdicts):
         ids = [*PROMPT[:position], int(verdict.rival or 0)]
         rival = subject.capture(torch.tensor([ids]), [SITE])[SITE][0, -1]
         wanted = target.activations[position]
         apart = float((rival - wanted).norm())
-        sigma = float(survived or 0) * float(wanted.square().mean().sqrt())
+        sigma = float(noise_survived(verdict, len(wanted)) or 0) * float(wanted.square().mean().sqrt())
         assert 1 - NormalDist().cdf(apart / 2 / sigma) == pytest.approx(1e-3, rel=0.02)
 
 

@@ -44,8 +44,8 @@ def configured(model: Path, seed: int = 0) -> dict[str, Any]:
     }
 
 
-# What draws the times that a run measured.
-DRAWN = {"report.html", "summary.md", "page.json"}
+# What draws the times that a run measured, and the hashes of that.
+DRAWN = {"report.html", "summary.md", "page.json", "hashes.json"}
 
 
 def assert_same(found: Path, expected: Path) -> None:

@@ -20,9 +20,10 @@ import probekit
 from probekit.plugins import Plugins
 from probekit.runs import execute, resolve, resume
 from probekit_plugins.frozen_head import FrozenHead, FrozenHeadOptions
-from probekit_plugins.frozen_head.arm import Arm, phases, points
+from probekit_plugins.frozen_head.arm import Arm
 from probekit_plugins.frozen_head.corpus import corpus
 from probekit_plugins.frozen_head.fresh import fresh
+from probekit_plugins.frozen_head.schedule import phases, points
 
 SMALL: dict[str, Any] = {"steps": 8, "batch": 4, "length": 12, "initialisations": 2, "pieces": 40}
 LAYERS = ["embedding", "block.0", "block.1", "head"]

@@ -155,6 +155,7 @@ def test_where_there_is_no_dropout_the_result_says_so_and_is_that_without(kind: 
     else:
         subject = fresh(rate=0.1 if site == "embedding" else 0.0)
     on, off = inverted(subject, sites=site), inverted(subject, sites=site, dropout=False)
+    assert bool((on.tensors.pop(f"0/{site}/dropout_losses") == 0).all())
     assert_same(on, off)
     assert on.metrics.pop(f"{site}/dropout_noise_ratio") == 0.0
     assert on.metrics == off.metrics

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import probekit
-from probekit_plugins.exact_inverter.inversion import figures
+from probekit_plugins.exact_inverter.figures import figures
 from probekit_plugins.leakage_audit import LeakageAudit, LeakageAuditOptions
 from tests.analyses.recovering import OTHER, PROMPT, few_samples, gpt2, prompt_of, run
 from tests.forward.tiny import named

@@ -176,11 +176,12 @@ def test_decoded_sequences_are_grouped_by_analysis_site_and_rank(subject: probek
         sequences={
             "prompt": [sequence([1, 2, 3, 4], prompt=0, site="block.0")],
             "recovered": [
-                sequence([1, 2, 3, 4], prompt=0, site="block.0", restart=0, rank=0),
-                sequence([9, 9, 9, 4], prompt=0, site="block.0", restart=1, rank=0),
+                sequence([1, 2, 3, 4], prompt=0, site="block.0", restart=0, rank=0, text="1234"),
+                sequence([9, 9, 9, 4], prompt=0, site="block.0", restart=1, rank=0, text="9994"),
                 sequence([5, 5, 5, 5], prompt=0, site="block.0", restart=0, rank=1),
                 sequence([6, 6, 7, 8], prompt=0, site="block.1", restart=0, rank=0),
             ],
+            "vocabulary": [sequence([3, 7])],
         }
     )
     result = measured(subject, {"inverter": found})
@@ -203,6 +204,7 @@ def test_decoded_sequences_are_grouped_by_analysis_site_and_rank(subject: probek
 
 def test_a_walk_counts_at_its_end_and_its_steps_stand_apart(subject: probekit.Subject) -> None:
     walk = [sequence(ids, site="block.0", walker=0, step=step) for step, ids in ((0, [1, 2]), (10, [3, 3]))]
+    walk[-1].labels["text"] = "33"
     walk.append(sequence([4, 4], site="block.0", walker=1, step=5))  # stopped earlier
     lens = [sequence([1, 1, 1], site="norm", decoder=decoder) for decoder in ("nearest", "cosine")]
     result = measured(subject, {"walk": probekit.Result(sequences={"walk": walk, "lens": lens})})
@@ -239,6 +241,7 @@ def test_the_page_is_drawn_from_what_was_saved(
     options = {**QUICK, "text": str(tmp_path / "text.txt"), "unlikelihood_steps": 2, "unlikelihood_batch": 2}
     result = measured(subject, {"walk": probekit.Result(sequences={"walk": steps})}, **options)
     for name, content in result.encode().items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     page = probekit.Page("repetition")
     Repetition(RepetitionOptions(**options)).report(probekit.Result.read(tmp_path), page)  # type: ignore[arg-type]

@@ -174,7 +174,10 @@ def test_the_walks_results_have_one_form(subject: probekit.Subject) -> None:
                 ],
                 "tables": {key: [list(row) for row in rows] for key, rows in result.tables.items()},
                 "sequences": {
-                    key: [{**sequence.labels, "track": ""} for sequence in group]
+                    key: [
+                        {label: value for label, value in sequence.labels.items() if label not in ("track", "text")}
+                        for sequence in group
+                    ]
                     for key, group in result.sequences.items()
                 },
                 "metrics": [

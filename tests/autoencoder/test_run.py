@@ -17,8 +17,8 @@ import torch
 import probekit
 from probekit.testing import tiny_subject
 from probekit_plugins.autoencoder import saved
-from probekit_plugins.autoencoder.figures import fraction_of_variance
-from probekit_plugins.autoencoder.labels import agreement
+from probekit_plugins.autoencoder.figures import fraction_of_variance, squared_errors
+from probekit_plugins.autoencoder.labels import agreement, clusters
 
 WORDS = [
     "the",
@@ -126,7 +126,8 @@ def test_what_is_saved_gives_the_figures_of_the_report(done: probekit.Run, model
         assert figures["kl_spliced"] == row["kl_spliced"]
         per_document = [subject.capture(ids, ["block.1"])["block.1"][0, 1:] for ids in map(subject.encode, prompts())]
         every = torch.cat(per_document)
-        whole = fraction_of_variance(every, found.autoencoder.reconstruct(every))
+        errors = squared_errors(every, found.autoencoder.reconstruct(every))
+        whole = fraction_of_variance(errors, squared_errors(every, every.double().mean(0)))
         assert whole == pytest.approx(row["fve"], abs=0.25)
 
 
@@ -324,4 +325,7 @@ def test_one_example_is_enough_to_measure_by() -> None:
 def test_codes_that_are_all_the_same_agree_with_no_labels_and_warn_nobody() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert agreement(torch.zeros(40, 3), torch.arange(40) % 4, 0) == 0
+        labels = torch.arange(40) % 4
+        found = clusters(torch.zeros(40, 3), labels, 0)
+        assert found is not None
+        assert agreement(found, labels) == 0

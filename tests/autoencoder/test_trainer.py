@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import probekit
+from probekit_plugins.losses import curve
 from probekit_plugins.trainer import Step, learning_rate, train
 from probekit_plugins.training_options import TrainingOptions
 
@@ -85,7 +86,7 @@ def test_it_learns() -> None:
     _, training = trained(probekit.Context(), TrainingOptions(steps=60, batch=32, learning_rate=0.05))
     assert training.losses[-5:].mean() < 0.3 * training.losses[:5].mean()
     assert training.steps == 60
-    assert training.curve()[-1][0] == 60
+    assert curve(training.losses)[-1][0] == 60
 
 
 @pytest.mark.parametrize("stops", [[1], [17], [59], [5, 5, 20]])

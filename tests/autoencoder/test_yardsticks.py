@@ -6,19 +6,26 @@ import pytest
 import torch
 
 import probekit
-from probekit_plugins.autoencoder.figures import (
-    Principal,
-    fraction_of_variance,
-    posterior,
-    retrieval,
-    two_views,
-)
+from probekit_plugins.autoencoder import figures
+from probekit_plugins.autoencoder.figures import Principal, posterior, retrieval, squared_errors, two_views
 from probekit_plugins.autoencoder.modules import Contrastive, Plain, Variational
 from probekit_plugins.trainer import train
 from probekit_plugins.training_options import TrainingOptions
 
 CPU = torch.device("cpu")
 SEEDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+
+
+def spread(x: torch.Tensor) -> torch.Tensor:
+    return squared_errors(x, x.double().mean(0))
+
+
+def fraction_of_variance(x: torch.Tensor, reconstructed: torch.Tensor) -> float | None:
+    return figures.fraction_of_variance(squared_errors(x, reconstructed), spread(x))
+
+
+def fractions_of_components(examples: torch.Tensor, x: torch.Tensor) -> list[float | None]:
+    return figures.fractions(Principal(examples).energies(x), spread(x))
 
 
 def normal(count: int, variances: torch.Tensor, seed: int) -> torch.Tensor:
@@ -44,7 +51,7 @@ SPECTRUM = torch.logspace(0.9, -2.1, 32)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_linear_autoencoder_of_normal_data_is_as_good_as_pca(seed: int) -> None:
     examples, held = normal(20_000, SPECTRUM, seed), normal(4000, SPECTRUM, seed + 10)
-    best = Principal(examples).fractions(held)[5]
+    best = fractions_of_components(examples, held)[5]
     assert best is not None
     torch.manual_seed(seed)
     module = Plain(32, 6, 1, 64)
@@ -59,7 +66,7 @@ def test_a_linear_autoencoder_of_normal_data_is_as_good_as_pca(seed: int) -> Non
 
 def test_principal_components_are_those_of_the_covariance() -> None:
     examples = normal(5000, SPECTRUM, 3).double()
-    fractions = Principal(examples).fractions(examples)
+    fractions = fractions_of_components(examples, examples)
     values = torch.linalg.eigvalsh(torch.cov(examples.T)).flip(0)
     assert fractions == pytest.approx((values.cumsum(0) / values.sum()).tolist(), abs=1e-9)
 
@@ -67,7 +74,7 @@ def test_principal_components_are_those_of_the_covariance() -> None:
 def test_depth_beats_pca_where_the_data_lie_on_a_curve() -> None:
     place = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0)) * 6
     curve = torch.cat([place.sin(), place.cos(), (2 * place).sin()], 1)
-    best = Principal(curve).fractions(curve)[1]
+    best = fractions_of_components(curve, curve)[1]
     torch.manual_seed(0)
     module = Plain(6, 2, 2, 64)
     fit(module, curve[:, None], 800, 5e-3)

@@ -19,6 +19,7 @@ from probekit_plugins import lora
 from probekit_plugins.batches import Batches
 from probekit_plugins.corpus import Texts, start
 from probekit_plugins.one_word_autoencoder import OneWordAutoencoderOptions
+from probekit_plugins.one_word_autoencoder.figures import exact, figures, kept, memories
 from probekit_plugins.one_word_autoencoder.measure import Measured, measured, memory
 from probekit_plugins.one_word_autoencoder.model import OneWord
 from probekit_plugins.one_word_autoencoder.wording import wording
@@ -103,19 +104,17 @@ def test_every_figure_is_transformers_own_for_each_text_alone(
             for given, nll in ((own[number], found.nll), (own[number - 1], found.nll_shuffled)):
                 expected = cross_entropy(logits(given, row), torch.tensor([*row, END]), reduction="sum")
                 assert float(nll[number]) == pytest.approx(float(expected), rel=1e-9)
-            assert bool(found.exact[number]) == (greedy == [*row, END])
+            assert bool(exact(found.decoded, found.wanted)[number]) == (greedy == [*row, END])
     assert len(set(map(tuple, found.decoded.tolist()))) > 1 or name == "words"
 
 
 def test_exact_takes_the_first_token_and_the_end_and_nothing_behind_it() -> None:
-    wanted = torch.tensor([[5, 6, END, 0]]).expand(4, -1)
-    mask = torch.tensor([[1, 1, 1, 0]]).expand(4, -1)
+    wanted = torch.tensor([[5, 6, END, -1]]).expand(4, -1)
     decoded = torch.tensor([[5, 6, END, 9], [4, 6, END, 0], [5, 6, 7, END], [5, END, END, END]])
+    assert exact(decoded, wanted).tolist() == [True, False, False, False]
     nothing = torch.zeros(4)
-    found = Measured(decoded, wanted, mask, nothing, nothing, torch.eye(4))
-    assert found.exact.tolist() == [True, False, False, False]
-    figures = found.figures(0.5)
-    assert (figures["exact"], figures["exact_shuffled"], figures["token_accuracy"]) == (0.25, 0.25, 9 / 12)
+    found = figures(kept(Measured(decoded, wanted, nothing, nothing, torch.eye(4)), "x"), "x", wanted, 0.5)
+    assert (found["exact"], found["exact_shuffled"], found["token_accuracy"]) == (0.25, 0.25, 9 / 12)
 
 
 @pytest.mark.parametrize("batch", [2, 3, 5])
@@ -128,7 +127,7 @@ def test_the_memory_of_another_text_is_never_its_own(batch: int) -> None:
     model = OneWord(subject, wording(subject, "none", 1), "block.-2", 1, options, 5)
     context = probekit.Context()
     given = (start(subject), options, context, Batches(context), "x")
-    found = memory(model, subject, texts, *given)
+    found = memories(memory(model, subject, texts, *given))
     with torch.no_grad():
         states = []
         for row in texts.rows():
@@ -149,8 +148,9 @@ def test_the_memory_of_another_text_is_never_its_own(batch: int) -> None:
                     logits = model.continued(vectors, part, torch.ones_like(part))
                     sums[way] += cross_entropy(logits[0], part[0], reduction="sum")
                 tokens += part.shape[1]
-            torch.testing.assert_close(found[number - 1, :2], sums / tokens)
-            assert float(found[number - 1, 0]) != float(found[number - 1, 1])
+            own, another = found[number - 1]["memory"], found[number - 1]["another text's memory"]
+            assert [own, another] == pytest.approx((sums / tokens).tolist())
+            assert own != another
 
 
 def test_nothing_of_a_copy_is_trained_or_set_to_training_beside_its_parameters() -> None:

@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from probekit_plugins.one_word_autoencoder import OneWordAutoencoderOptions
-from probekit_plugins.one_word_autoencoder.repulsion import coding_rate, info_nce, mean_cosine, repulsion
+from probekit_plugins.one_word_autoencoder.figures import Directions
+from probekit_plugins.one_word_autoencoder.repulsion import coding_rate, info_nce, repulsion
 
 
 def drawn(count: int, width: int) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(count), dtype=torch.float64) + 0.5
+
+
+def mean_cosine(vectors: torch.Tensor) -> float:
+    return Directions.of(vectors).mean_cosine
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -30,11 +35,14 @@ def test_the_coding_rate_is_its_formula_whichever_side_is_longer(count: int, wid
     vectors = drawn(count, width)
     unit = vectors / vectors.norm(dim=-1, keepdim=True)
     matrix = torch.eye(width, dtype=torch.float64) + width / (count * 0.5) * unit.T @ unit
-    assert float(coding_rate(vectors, 0.5)) == pytest.approx(0.5 * float(torch.linalg.slogdet(matrix).logabsdet))
+    expected = 0.5 * float(torch.linalg.slogdet(matrix).logabsdet)
+    assert float(coding_rate(vectors, 0.5)) == pytest.approx(expected)
+    assert Directions.of(vectors).coding_rate(0.5) == pytest.approx(expected)
 
 
-def test_the_mean_cosine_is_that_of_all_pairs() -> None:
-    vectors = drawn(6, 4)
+@pytest.mark.parametrize("width", [4, 9])
+def test_the_mean_cosine_is_that_of_all_pairs(width: int) -> None:
+    vectors = drawn(6, width)
     pairs = [cosine(vectors[i], vectors[j]) for i in range(6) for j in range(6) if i != j]
     assert mean_cosine(vectors) == pytest.approx(sum(pairs) / 30)
     assert mean_cosine(torch.ones(3, 4)) == pytest.approx(1)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from probekit.errors import AnalysisError
 from probekit.runs.containment import Containment, TimeIsUpError, limits_time
@@ -127,6 +132,17 @@ def other_threads() -> None:
     torch.set_num_threads(torch.get_num_threads() + 1)
 
 
+class Mode(TorchDispatchMode):
+    """Takes part in every operator."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), more: Any = None) -> Any:
+        return function(*given, **(more or {}))
+
+
+def fill_nothing() -> None:
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 CHANGES: dict[str, Callable[[], object]] = {
     "torch's default dtype": lambda: torch.set_default_dtype(torch.float64),
     "torch's default device": lambda: torch.set_default_device("meta"),
@@ -134,6 +150,17 @@ CHANGES: dict[str, Callable[[], object]] = {
     "torch's anomaly mode": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
     "torch's number of threads": other_threads,
     "torch's deterministic flag": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+    "torch's filling of memory": fill_nothing,
+    "torch's autocast": lambda: torch.set_autocast_enabled("cpu", True),
+    "torch's modes": lambda: Mode().__enter__(),
+    "numpy's handling of errors": lambda: numpy.seterr(all="raise"),
+    "the handlers of signals": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "the alarm": lambda: signal.setitimer(signal.ITIMER_REAL, 100),
+    "standard error": lambda: setattr(sys, "stderr", sys.__stdout__),
+    "how warnings are shown": lambda: setattr(warnings, "showwarning", print),
+    "the collection of garbage": gc.disable,
+    "the limit of recursion": lambda: sys.setrecursionlimit(2000),
+    "the tracing of calls": lambda: sys.setprofile(lambda *_: None),
     "torch's precision of float32 products": lambda: torch.set_float32_matmul_precision("medium"),
     "the environment": lambda: os.environ.update(LEFT_BEHIND="1", PATH=""),
     "the working directory": lambda: os.chdir("/"),
@@ -153,7 +180,7 @@ def test_every_setting_is_tried() -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_setting_that_is_changed_is_put_back_without_a_word(
-    name: str, containment: Containment, said: list[str]
+    name: str, containment: Containment, said: list[str], no_other_alarm: None
 ) -> None:
     before = read_state()
     with containment.within():
@@ -164,7 +191,7 @@ def test_a_setting_that_is_changed_is_put_back_without_a_word(
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_test_kit_names_the_same_settings_and_puts_them_back(name: str) -> None:
+def test_the_test_kit_names_the_same_settings_and_puts_them_back(name: str, no_other_alarm: None) -> None:
     before = read_state()
     with GlobalState() as state:
         CHANGES[name]()

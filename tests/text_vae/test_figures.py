@@ -10,7 +10,7 @@ import torch
 
 from probekit_plugins.corpus import Texts
 from probekit_plugins.text_vae import figures
-from probekit_plugins.text_vae.figures import Interpolation, Latents, log_likelihood, mutual_information, use
+from probekit_plugins.text_vae.figures import Interpolation, Latents, importance, information, log_likelihood, use
 from probekit_plugins.text_vae.reading import Batch
 
 NOISE = 0.5
@@ -35,6 +35,14 @@ def texts(count: int) -> Batch:
     return Batch(rows, rows)
 
 
+def estimated(model: Any, found: Latents, samples: int, seed: int = 0) -> torch.Tensor:
+    return log_likelihood(importance(model, texts(40), found, samples, generator(seed), lambda: None))
+
+
+def mutual_information(found: Latents) -> float:
+    return float(information(found, generator()).mean())
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -51,28 +59,28 @@ def posterior(widened: float = 0.0) -> Latents:
 
 def test_with_the_true_posterior_one_sample_gives_the_likelihood() -> None:
     model: Any = Linear(X)
-    found = log_likelihood(model, texts(40), posterior(), 1, generator(), lambda: None)
+    found = estimated(model, posterior(), 1)
     assert torch.allclose(found, TRUE, atol=1e-5)
 
 
 def test_with_another_posterior_many_samples_do_and_one_is_a_lower_bound() -> None:
     model: Any = Linear(X)
-    many = log_likelihood(model, texts(40), posterior(1.0), 4000, generator(), lambda: None)
+    many = estimated(model, posterior(1.0), 4000)
     assert torch.allclose(many, TRUE, atol=0.1)
-    ones = [log_likelihood(model, texts(40), posterior(1.0), 1, generator(seed), lambda: None) for seed in range(200)]
+    ones = [estimated(model, posterior(1.0), 1, seed) for seed in range(200)]
     assert float((torch.stack(ones).mean(0) - TRUE).mean()) < -0.05
 
 
 def test_mutual_information_is_nothing_where_all_posteriors_are_one_and_its_ceiling_where_none_overlap() -> None:
     same = Latents(torch.zeros(50, 3, dtype=torch.double), torch.zeros(50, 3, dtype=torch.double))
-    assert mutual_information(same, generator()) == pytest.approx(0, abs=1e-12)
+    assert mutual_information(same) == pytest.approx(0, abs=1e-12)
     apart = Latents(100.0 * torch.arange(50, dtype=torch.double)[:, None], torch.zeros(50, 1, dtype=torch.double))
-    assert mutual_information(apart, generator()) == pytest.approx(math.log(50), abs=1e-9)
+    assert mutual_information(apart) == pytest.approx(math.log(50), abs=1e-9)
 
 
 def test_mutual_information_of_normal_codes_is_that_of_their_channel() -> None:
     means = torch.randn(4000, 1, generator=generator(1), dtype=torch.double)
-    found = mutual_information(Latents(means, torch.full_like(means, math.log(NOISE**2))), generator())
+    found = mutual_information(Latents(means, torch.full_like(means, math.log(NOISE**2))))
     assert found == pytest.approx(math.log(1 + 1 / NOISE**2) / 2, abs=0.03)
 
 

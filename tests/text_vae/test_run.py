@@ -174,16 +174,18 @@ def test_free_bits_cost_the_same_whatever_is_below_them_and_without_them_the_los
 
 
 def test_a_decoder_that_overfits_without_z_is_said_to_and_one_that_does_not_is_not() -> None:
-    from probekit_plugins.corpus import Corpus
-    from probekit_plugins.text_vae.summary import _notes
+    from probekit_plugins.text_vae.summary import notes
 
-    empty = Texts.of([])
-    control = {"ppl": 20.3, "delta_rec": 0.03, "delta_rec_error": 0.06, "active": 0}
+    control: dict[str, Any] = {
+        "name": "collapsed",
+        "ppl": 20.3,
+        "delta_rec": 0.03,
+        "delta_rec_error": 0.06,
+        "active": 0,
+    }
     for ppl, said in ((24.4, True), (20.2, False)):
-        notes = _notes(
-            {"collapsed": control, "no-z": {"ppl": ppl}}, Corpus(empty, empty, "the prompts"), TextVaeOptions()
-        )
-        assert any("overfits" in note for note in notes) is said
+        found = probekit.Result(tables={"settings": [control, {"name": "no-z", "ppl": ppl}]})
+        assert any("overfits" in note for note in notes(found, "the prompts", TextVaeOptions())) is said
 
 
 def test_phase_1_is_trained_once_for_all_lambdas_and_phase_2_goes_on_from_it(texts: str) -> None:
