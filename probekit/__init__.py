@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from probekit.runs.verify import Verified, verify
     from probekit.subject import DECODERS, Subject, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "ActivationAnalysis": "analysis",

@@ -67,7 +67,20 @@ def in_sentences(spec: ModelSpec) -> Iterator[None]:
     except (ModelError, UsageError, KeyboardInterrupt):
         raise
     except (Exception, DiskFull) as error:
+        if _interrupted(error):  # what cleans up after an interrupt in transformers may fail over what it left
+            raise KeyboardInterrupt from None
         raise ModelError(_explain(spec, error)) from error
+
+
+def _interrupted(error: BaseException) -> bool:
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        seen.add(id(cause))
+        cause = cause.__context__
+    return False
 
 
 def _explain(spec: ModelSpec, error: BaseException) -> str:

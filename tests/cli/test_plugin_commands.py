@@ -121,7 +121,7 @@ def test_every_broken_plugin_is_listed_with_its_error_beside_the_good_ones(
             in ended.out
         )
     for name in ("gradient-inverter", "pseudo-inverse"):
-        assert f"{name}  [probekit 0.1.0]\n" in ended.out
+        assert f"{name}  [probekit 0.2.0]\n" in ended.out
     assert (
         "\nwhole  [whole-plugin 1.0]\n    size: Counts the model's parameters.\n    hooks: probekit_analyses, "
         in ended.out
@@ -176,8 +176,8 @@ def test_a_blocked_plugin_is_listed_as_blocked_and_cannot_be_asked_for(
     if way == "variable":
         monkeypatch.setenv("PROBEKIT_BLOCK_PLUGINS", "pseudo-inverse")
     out = probekit_cli("plugins", *option).out
-    assert "pseudo-inverse  [probekit 0.1.0]  blocked\n" in out
-    assert "gradient-inverter  [probekit 0.1.0]\n" in out
+    assert "pseudo-inverse  [probekit 0.2.0]  blocked\n" in out
+    assert "gradient-inverter  [probekit 0.2.0]\n" in out
     assert "It is blocked by --block-plugin or by PROBEKIT_BLOCK_PLUGINS" in out
     for command in (["plugins", *option, "show", "pseudo-inverse"], ["run", "--plugin", "pseudo-inverse", *option]):
         ended = probekit_cli(*command)
@@ -223,7 +223,7 @@ def test_the_version_names_the_plugins_of_others_without_importing_them(
     ended = probekit_cli("--version")
     assert (ended.code, ended.err) == (0, "")
     first, *others = ended.out.splitlines()
-    assert first == "probekit 0.1.0"
+    assert first == "probekit 0.2.0"
     assert others == sorted([*(f"{name}-plugin 1.0: {name}" for name in BROKEN), "whole-plugin 1.0: whole (blocked)"])
     assert not any(name.startswith("plugin_") for name in set(sys.modules) - before)
 
@@ -232,7 +232,7 @@ def test_damaged_metadata_do_not_hide_the_version(probekit_cli: Any, install_plu
     folder = install_plugin("bare", "")
     (folder / "bare_plugin-1.0.dist-info" / "METADATA").unlink()
     ended = probekit_cli("--version")
-    assert (ended.code, ended.out.splitlines()[0]) == (0, "probekit 0.1.0")
+    assert (ended.code, ended.out.splitlines()[0]) == (0, "probekit 0.2.0")
     assert ": bare\n" in ended.out
 
 

@@ -82,7 +82,7 @@ def test_the_listing_says_what_each_bundled_analysis_does_and_where_it_comes_fro
     out = probekit_cli("plugins").out
     for name, summary in (("gradient-inverter", "Recovers the prompt"), ("pseudo-inverse", "Decodes embeddings")):
         [entry] = [part for part in out.split("\n\n") if name in part] or [out]
-        assert f"{name}  [probekit 0.1.0]\n    {summary}" in entry
+        assert f"{name}  [probekit 0.2.0]\n    {summary}" in entry
 
 
 def test_without_arguments_the_help_is_shown(probekit_cli: Any) -> None:

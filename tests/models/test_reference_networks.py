@@ -339,7 +339,7 @@ assert "torch" not in sys.modules
 
 
 def test_it_is_listed_and_can_be_shown(probekit_cli: Any) -> None:
-    assert "\nreference-networks  [probekit 0.1.0]\n" in probekit_cli("plugins").out
+    assert "\nreference-networks  [probekit 0.2.0]\n" in probekit_cli("plugins").out
     shown = json.loads(probekit_cli("models", "show", "fc-invertible,tokens=6,width=16", "--json").out)
     parts = shown["anatomy"]
     assert (parts["embedding"]["path"], shown["vocabulary"], shown["width"]) == ("embedding", 2048, 16)
