@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    batch_size,
     capture,
     compiled,
     exact_recovery,
@@ -59,6 +60,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "loading": loading.run,
     "placement": placement.run,
     "exact-recovery": exact_recovery.run,
+    "batch-size": batch_size.run,
     "recording": recording.run,
     "report": report_page.run,
     "run-command": run_command.run,

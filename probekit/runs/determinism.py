@@ -15,7 +15,7 @@ from typing import Any
 
 from probekit.analysis import Result
 from probekit.errors import one_line
-from probekit.runs.state import set_deterministic
+from probekit.runs.state import fill_memory, put_back, read_state, set_deterministic
 
 Told = Callable[[str], object]
 
@@ -53,27 +53,24 @@ def deterministic() -> Iterator[None]:
     Memory that is not written yet is not filled, which takes time and which nothing here reads.
     """
     import torch
-    from torch.utils import deterministic as settings
 
-    mode, fills = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
     always = torch.is_warn_always_enabled()
-    with warnings.catch_warnings():
-        _listen()
-        _listening.append(True)
-        try:
+    names = ("torch's deterministic flag", "torch's filling of memory")
+    before = {name: value for name, value in read_state().items() if name in names}
+    try:
+        with _listened():
             set_deterministic(1)
-            settings.fill_uninitialized_memory = False
+            fill_memory(False)
             if torch.cuda.is_available():  # of attention torch warns once in a process, and there only
                 torch.set_warn_always(True)
             yield
-        finally:
-            _listening.pop()
-            set_deterministic(mode)
-            settings.fill_uninitialized_memory = fills
-            torch.set_warn_always(always)
+    finally:
+        put_back(before)
+        torch.set_warn_always(always)
 
 
-def _listen() -> None:
+@contextmanager
+def _listened() -> Iterator[None]:
     """Pass what torch warns of to those who compute, and all else to where it would have gone."""
     others: Callable[..., Any] = warnings.showwarning
 
@@ -87,6 +84,15 @@ def _listen() -> None:
 
     _put_first()
     warnings.showwarning = show
+    _listening.append(True)
+    try:
+        yield
+    finally:
+        _listening.pop()
+        warnings.showwarning = others
+        if not _listening:  # ours alone: libraries that were imported meanwhile have put in theirs
+            filters: Any = warnings.filters
+            filters[:] = [each for each in filters if not _is_ours(each)]
 
 
 def _put_first() -> None:
@@ -94,8 +100,11 @@ def _put_first() -> None:
 
 
 def _is_first() -> bool:
-    first = warnings.filters[0] if warnings.filters else None
-    return first is not None and getattr(first[1], "pattern", first[1]) == FILTER
+    return bool(warnings.filters) and _is_ours(warnings.filters[0])
+
+
+def _is_ours(entry: Any) -> bool:
+    return bool(getattr(entry[1], "pattern", entry[1]) == FILTER)
 
 
 def with_note(result: object, operators: Iterable[str]) -> object:

@@ -121,7 +121,7 @@ def parts() -> dict[str, Part]:
         "torch's anomaly mode": Part(_anomaly, lambda was: torch.autograd.set_detect_anomaly(*was)),
         "torch's number of threads": Part(torch.get_num_threads, torch.set_num_threads),
         "torch's deterministic flag": Part(torch.get_deterministic_debug_mode, set_deterministic),
-        "torch's filling of memory": Part(_fills, _fill),
+        "torch's filling of memory": Part(_fills, fill_memory),
         "torch's precision of float32 products": Part(
             torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
         ),
@@ -206,15 +206,18 @@ def _restore_tracing(was: tuple[Any, Any]) -> None:
 
 
 def _fills() -> bool:
+    return bool(_of_memory().fill_uninitialized_memory)
+
+
+def fill_memory(fills: bool) -> None:
+    """Whether torch fills memory that is not written yet, where it is deterministic."""
+    _of_memory().fill_uninitialized_memory = fills
+
+
+def _of_memory() -> Any:  # it has its setting as an attribute that is made at runtime
     from torch.utils import deterministic
 
-    return bool(deterministic.fill_uninitialized_memory)
-
-
-def _fill(was: bool) -> None:
-    from torch.utils import deterministic
-
-    deterministic.fill_uninitialized_memory = was
+    return deterministic
 
 
 def _environment() -> dict[str, str]:
