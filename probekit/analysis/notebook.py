@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # What is shown of each table, of each group of sequences, and of a sequence.
 MOST_ROWS = 10
+MOST_TENSORS = 6
 MOST_TOKENS = 100
 # Of the finding, where the result is one line.
 MOST_CHARACTERS = 100
@@ -88,7 +89,9 @@ def described(result: Result) -> str:
     parts += [f"metrics: {len(result.metrics):,}"] if result.metrics else []
     parts += [f"rows of {name}: {len(rows):,}" for name, rows in result.tables.items()]
     parts += [f"sequences {name}: {len(group):,}" for name, group in result.sequences.items()]
-    parts += [f"tensor {name}: {' '.join(_shape(tensor))}" for name, tensor in result.tensors.items()]
+    tensors = [f"tensor {name}: {' '.join(_shape(tensor))}" for name, tensor in result.tensors.items()]
+    more = len(tensors) - MOST_TENSORS
+    parts += tensors if more <= 0 else [*tensors[:MOST_TENSORS], f"{more:,} more tensors"]
     return f"Result({'; '.join(parts)})"
 
 

@@ -181,7 +181,8 @@ class Analyses:
             context = context_class()(
                 config.seed, name, self._recorder, store, results, lambda: self._repair.loaded.subject, facts
             )
-            made: Analysis[Any] = analysis(self._resolved.options[name], context)
+            options = self._resolved.options[name].model_copy(deep=True)
+            made: Analysis[Any] = analysis(options, context)
             return made
 
         return _Member(name, make, containment)
@@ -192,7 +193,8 @@ class Analyses:
     def _keep(self, member: _Member, result: object) -> None:
         """Save a result, and draw its page: the plugin's own code as well."""
         with phase(SAVING):
-            saved = save(member.made(), with_note(result, member.containment.unrepeatable), self._directory)
+            noted = with_note(result, member.containment.unrepeatable)
+            saved = save(member.name, self._resolved.options[member.name], noted, self._directory)
         member.saved = True
         with no_hooks_everywhere(), member.containment.within():
             page = draw(member.made(), saved)

@@ -10,26 +10,26 @@ from probekit.report import Page
 from probekit.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from probekit.analysis import Analysis
+    from probekit.analysis import Analysis, Options
 
 
 # How the note begins that tells of what an analysis printed.
 PRINTED = "While it computed, the analysis printed"
 
 
-def save(analysis: Analysis[Any], result: object, directory: RunDirectory) -> Result:
-    """Save the result of an analysis, and give it back as it was read from disk.
+def save(name: str, options: Options, result: object, directory: RunDirectory) -> Result:
+    """Save the result of an analysis with its options, and give it back as it was read from disk.
 
     Raises AnalysisError if it is no result, or holds a figure that is not finite.
     """
-    folder = f"analyses/{analysis.name}"
+    folder = f"analyses/{name}"
     if not isinstance(result, Result):
         raise AnalysisError(f"The analysis returned a {type(result).__name__}; expected a probekit.Result.")
-    directory.write_json(f"{folder}/options.json", analysis.options.model_dump(mode="json"))
+    directory.write_json(f"{folder}/options.json", options.model_dump(mode="json"))
     for file, content in result.encode().items():
         directory.write(f"{folder}/{file}", content)
-    directory.write_seconds(analysis.name, result.seconds)
-    return directory.result(analysis.name)
+    directory.write_seconds(name, result.seconds)
+    return directory.result(name)
 
 
 def draw(analysis: Analysis[Any], saved: Result) -> Page:

@@ -233,8 +233,8 @@ def test_a_plugins_loader_is_asked_first(probekit_cli: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "part"),
     [
-        ("{", "not a valid JSON"),
-        ("[]", "model_type"),
+        ("{", "is not JSON"),
+        ("[]", "holds a list; expected a JSON object"),
         ('{"model_type": "nope"}', "not a causal language model"),
         ('{"model_type": "t5"}', "not a causal language model"),
         ('{"model_type": "gpt2", "n_embd": 10, "n_head": 3}', "divisible"),

@@ -27,7 +27,7 @@ from probekit.runs.profiling.spans import MOST_STEPS_KEPT, Steps
 from probekit.runs.profiling.steps import placed
 
 # Their files name times, the machine's or the command's own.
-OF_TIMES = {"timings.json", "profile.json", "report.html"}
+OF_TIMES = {"timings.json", "profile.json", "report.html", "hashes.json"}
 
 STEPS = """
 import time

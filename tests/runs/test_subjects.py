@@ -39,8 +39,8 @@ class Spoiler:
             name = "quiet"
 
             def run(self, subject: Any, prompts: Any) -> probekit.Result:
-                subject.tokenizer.add_tokens(["The", "sky"])
-                subject.tokenizer.pad_token = "sky"
+                subject.tokenizer.padding_side = "left"
+                subject.tokenizer.mine = "The"
                 subject.facts["architecture"] = "Mine"
                 subject.facts["more"] = [1]
                 subject.embedding_matrix.add_(1) if subject.facts["dtype"] == "bfloat16" else None
