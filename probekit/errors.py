@@ -80,25 +80,28 @@ class ModelError(ProbekitError):
 
 class StorageError(ProbekitError):
     """What was found could not be written: a full disk, a permission that was lost, a folder that was removed (exit
-    code 5). What was written before is whole.
+    code 5). What was written before is whole. `folder` is where.
     """
 
     exit_code = 5
 
-    @staticmethod
-    def removed(folder: Path) -> str:
-        """The sentence for a folder that is gone."""
-        return f"The folder '{folder}' was removed while it was written to; say the same again, into a new one."
+    def __init__(self, sentence: object = "", folder: Path | None = None) -> None:
+        super().__init__(sentence)
+        self.folder = folder
 
     @classmethod
     def of(cls, folder: Path, error: OSError) -> StorageError:
         """The sentence for what the system says of a folder."""
         if not folder.is_dir():
-            return cls(cls.removed(folder))
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return cls(f"The folder '{folder}' cannot be written: the disk is full; what was written before is whole.")
-        reason = error.strerror or str(error)
-        return cls(f"The folder '{folder}' cannot be written: {reason}; what was written before is whole.")
+            return cls.removed(folder)
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        return cls(f"The folder '{folder}' cannot be written: {reason}; what was written before is whole.", folder)
+
+    @classmethod
+    def removed(cls, folder: Path) -> StorageError:
+        """For a folder that is gone."""
+        text = f"The folder '{folder}' was removed while it was written to; say the same again, into a new one."
+        return cls(text, folder)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

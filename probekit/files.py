@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,15 +21,26 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     It is on the disk before it has its name: a machine that loses its power leaves no empty file either.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _put_on_disk(path.parent)
     finally:
         with suppress(OSError):  # a folder that cannot be written any more has said so already
             temporary.unlink(missing_ok=True)
+
+
+def _put_on_disk(folder: Path) -> None:
+    """Have the disk keep the names in a folder, where the system can be asked to."""
+    with suppress(OSError):
+        place = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -53,7 +65,8 @@ class Lock:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise BusyError(
-                f"Another process is at work on {what}; wait until it has ended, or end it, and say this again."
+                f"Another process, or another part of this one, is at work on {what}; wait until it has ended, or end "
+                "it, and say this again."
             ) from None
 
     def release(self, moved: Path | None = None) -> None:

@@ -44,7 +44,7 @@ SHARD_BYTES = BATCH_BYTES
 # So many tokens are kept from the first look at the prompts; 8 MiB.
 TOKENS_KEPT = 2**20
 # The temporary files of a call that was killed: `written_whole`'s, and those that safetensors itself writes to first.
-LEFT = re.compile(r"\.[\w-]+\.(json|jsonl|safetensors)\.\d+\.tmp|\.tmp\w{6}")
+LEFT = re.compile(r"\.[\w-]+\.(json|jsonl|safetensors)\.\d+(-\w+)?\.tmp|\.tmp\w{6}")
 
 Prompts = Callable[[], Iterable[Sequence[int]]]
 

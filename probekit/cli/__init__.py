@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -13,7 +14,7 @@ from types import FrameType
 
 import click
 
-from probekit.errors import ProbekitError
+from probekit.errors import ProbekitError, StorageError
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -109,9 +110,13 @@ def _terminated_like_interrupted() -> Iterator[Callable[[], bool]]:
     def handle(number: int, frame: FrameType | None) -> None:
         came.append(number)
         handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):  # Ctrl-C is ignored, as in the background of a script
+        if callable(handler):
+            handler(signal.SIGINT, frame)
+            return
+        # Ctrl-C is ignored, as in the background of a script.
+        checkpoints = sys.modules.get("probekit.runs.checkpoints")
+        if checkpoints is None or not checkpoints.ask_to_stop():
             raise KeyboardInterrupt
-        handler(signal.SIGINT, frame)
 
     signal.signal(signal.SIGTERM, handle)
     try:
@@ -134,6 +139,17 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         click.echo(f"Interrupted. {error.__cause__ or error}".strip(), err=True)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         code = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        _close_output()
+        click.echo(f"Error: What was found cannot be printed: {error.strerror}.", err=True)
+        code = StorageError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _close_output() -> None:
+    """Nothing is printed any more, also not when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

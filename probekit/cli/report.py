@@ -39,7 +39,7 @@ def command(run: Path, folder: Path | None, formats: tuple[str, ...]) -> None:
         return
     if formats:
         raise UsageError("--format says how figures are saved; give --figures DIR with it, or leave it out.")
-    directory = RunDirectory.open(run)
-    render(directory)
-    drawn_again(directory)
+    with RunDirectory.open_to_write(run) as directory:
+        render(directory)
+        drawn_again(directory)
     click.echo(f"Report: {directory.report}")

@@ -53,7 +53,8 @@ def _lines(found: Verified, name: str = "") -> Iterator[str]:
     if found.whole and found.digest:
         yield f"{prefix}whole: {found.files} files, digest {found.digest}"
     elif found.whole:
-        yield f"{prefix}whole: {len(found.parts)} runs" if found.parts else f"{prefix}whole"
+        count = len(found.parts)
+        yield f"{prefix}whole" + (f": {count} run{'' if count == 1 else 's'}" if count else "")
 
 
 def _problems(found: Verified) -> Iterator[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from probekit.analysis import ActivationAnalysis, Analysis, site_expression
 from probekit.analysis.context import Progress
 from probekit.errors import AnalysisError, ProbekitError, StorageError, out_of_memory
+from probekit.files import storing
 from probekit.runs.checkpoints import FileStore, StopFlag
 from probekit.runs.config import Resolved
 from probekit.runs.containment import Containment, limits_time
@@ -198,12 +199,17 @@ class Analyses:
         member.saved = True
         with no_hooks_everywhere(), member.containment.within():
             page = draw(member.made(), saved)
+        self._forget_traceback(member.name)
         with phase(SAVING):
             finish_page(page, saved, member.containment.lines_printed, self._directory)
         self.outcome.results[member.name] = saved
         self._manifest["analyses"][member.name] = {"status": "done"}
         self._store(member.name).clear()
-        (self._directory.analysis(member.name) / "traceback.txt").unlink(missing_ok=True)
+
+    def _forget_traceback(self, name: str) -> None:
+        """That of an earlier try."""
+        with storing(self._directory.path):
+            (self._directory.analysis(name) / "traceback.txt").unlink(missing_ok=True)
 
     @contextmanager
     def _judged(self, member: _Member) -> Iterator[None]:
@@ -212,9 +218,11 @@ class Analyses:
         """
         try:
             yield
-        except (KeyboardInterrupt, StorageError):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may even call sys.exit()
+            if isinstance(error, StorageError) and error.folder == self._directory.path:
+                raise
             self._fail(member, error)
 
     def _fail(self, member: _Member, error: BaseException) -> None:
@@ -226,6 +234,8 @@ class Analyses:
             text = "".join(traceback.format_exception(error))
             self._directory.write(trace, text.encode(errors="backslashreplace"))
             self._recorder.message(f"The traceback of {name} is in {trace}.")
+        else:
+            self._forget_traceback(name)
         loaded = self._repair.loaded
         if out_of_memory(error) and loaded.subject is not None:
             sentence = explain_memory(error, loaded.subject, loaded.prompts, self._resolved.options[name])

@@ -24,6 +24,19 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_SAVES = 30.0
 
 
+# Those of the runs that are under way in the main thread, the innermost last.
+_open: list[Callable[[], None]] = []
+
+
+def ask_to_stop() -> bool:
+    """Ask the run that is under way to stop, as Ctrl-C does; False if there is none. Raises KeyboardInterrupt the
+    second time.
+    """
+    if _open:
+        _open[-1]()
+    return bool(_open)
+
+
 class StopFlag:
     """Set by the first interrupt; the run stops at the end of the step that it is in."""
 
@@ -37,24 +50,28 @@ class StopFlag:
         Only where Python's own handler is in place, in the main thread: somebody else's handler is left alone.
         """
 
-        def handle(_signal: int, _frame: FrameType | None) -> None:
+        def ask() -> None:
             if self.asked:
                 raise KeyboardInterrupt
             self.asked = True
             say("Stopping at the end of this step; Ctrl-C once more stops at once.")
 
-        ours = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-        if not ours:
+        def handle(_signal: int, _frame: FrameType | None) -> None:
+            ask()
+
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
-        signal.signal(signal.SIGINT, handle)
+        ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        _open.append(ask)
         try:
+            if ours:
+                signal.signal(signal.SIGINT, handle)
             yield
         finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _open.pop()
+            if ours:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class FileStore:

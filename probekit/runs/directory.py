@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from probekit.analysis import Result
-from probekit.errors import UsageError
+from probekit.errors import BusyError, UsageError
 from probekit.files import LOCK, Lock, storing, write_whole
 from probekit.foreign import checked_file, from_json
 
@@ -41,10 +41,10 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path, existed: bool = True, made_parents: Sequence[Path] = (), lock: Lock | None = None
+        self, path: Path, made: Sequence[Path] = (), made_parents: Sequence[Path] = (), lock: Lock | None = None
     ) -> None:
         self.path = path
-        self._existed = existed
+        self._made = made
         self._made_parents = made_parents
         self._lock = lock
 
@@ -74,11 +74,11 @@ class RunDirectory:
             try:
                 lock = Lock(made / LOCK, f"'{path}'")
                 if existed and [entry.name for entry in path.iterdir()] != [LOCK]:
-                    raise UsageError(f"Another process has begun a run in '{path}'; choose another output directory.")
+                    raise BusyError(_begun_by_another(path))
                 for name, content in files.items():
                     write_whole(made / name, content)
                 if not existed:
-                    made.chmod(0o777 & ~_umask())
+                    made.chmod(made.stat().st_mode & 0o7000 | 0o777 & ~_umask())  # with the group of a shared folder
                     made.rename(path)
             except BaseException:
                 if lock is not None:
@@ -86,11 +86,15 @@ class RunDirectory:
                 if not existed:
                     shutil.rmtree(made, ignore_errors=True)
                 raise
-        except (FileExistsError, NotADirectoryError):
+        except (FileExistsError, NotADirectoryError) as error:
+            if path.is_dir() and error.errno == errno.EEXIST:
+                raise BusyError(_begun_by_another(path)) from None
             raise UsageError(f"The output '{path}' is not a directory that can be made; choose another.") from None
         except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                raise BusyError(_begun_by_another(path)) from None
             raise UsageError(f"The output directory '{path}' cannot be written: {error.strerror}.") from None
-        return cls(path, existed, made_parents, lock)
+        return cls(path, [path] if not existed else [path / name for name in files], made_parents, lock)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -205,14 +209,19 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Remove what `create` made of a directory in which nothing has been found yet, and leave what was there."""
-        for path in [*self.path.iterdir()] if self._existed else [self.path]:
-            if path.is_dir() and not path.is_symlink():
+        for path in self._made:
+            if path == self.path:
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
         for parent in self._made_parents:
             with contextlib.suppress(OSError):  # another run may have come to live there
                 parent.rmdir()
+
+
+def _begun_by_another(path: Path) -> str:
+    return f"Another process has begun a run in '{path}'; choose another output directory."
 
 
 def links(folder: Path) -> Iterator[str]:

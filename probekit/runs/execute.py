@@ -15,7 +15,7 @@ from typing import Any
 
 from probekit.analysis import Listener, site_expressions
 from probekit.analysis.context import Silent
-from probekit.errors import ProbekitError, StorageError, UsageError
+from probekit.errors import BusyError, ProbekitError, StorageError, UsageError
 from probekit.plugins import Plugins
 from probekit.runs.analyse import Analyses
 from probekit.runs.checkpoints import SECONDS_BETWEEN_SAVES, StopFlag
@@ -129,7 +129,7 @@ def execute(
         "timings.json": encode_json({"started": _now(), "analyses": {}}),
         "run.json": encode_json(manifest),
     }
-    with RunDirectory.create(output or default_output(resolved), files) as directory:
+    with _created(resolved, output, files) as directory:
         recorder = Recorder(directory, listener or Silent())
         try:
             repair = _load(directory, manifest, resolved, plugins, recorder, subjects, resumed=False)
@@ -184,6 +184,16 @@ def resume(
         return _analyse(directory, manifest, resolved, plugins, recorder, repair, *how)
 
 
+def _created(resolved: Resolved, output: Path | None, files: Mapping[str, bytes]) -> RunDirectory:
+    """The run's directory; one without a name gets the next where another process takes it first."""
+    while True:
+        try:
+            return RunDirectory.create(output or default_output(resolved), files)
+        except BusyError:
+            if output is not None:
+                raise
+
+
 def _load(
     directory: RunDirectory,
     manifest: dict[str, Any],
@@ -220,17 +230,23 @@ def _told_if_abandoned(
 
 
 @contextmanager
-def _resumable(directory: RunDirectory) -> Iterator[None]:
-    """A disk that cannot be written ends the run; what it had found is kept where its directory is."""
+def _resumable(directory: RunDirectory, recorder: Recorder) -> Iterator[None]:
+    """What ends the run while open, an interrupt or a disk that cannot be written, is told with how to go on."""
     try:
         yield
     except ProbekitError as error:
         if not directory.path.is_dir():  # whatever it was that missed it first
-            raise StorageError(StorageError.removed(directory.path)) from None
+            raise StorageError.removed(directory.path) from None
         if not isinstance(error, StorageError):
             raise
-        again = f"probekit run --resume {shlex.quote(str(directory.path))}"
-        raise StorageError(f"{error} With that mended, go on with: {again}") from None
+        raise StorageError(f"{error} With that mended, go on with: {_again(directory)}", directory.path) from None
+    except KeyboardInterrupt:
+        recorder.show(f"Interrupted; go on with: {_again(directory)}")
+        raise
+
+
+def _again(directory: RunDirectory) -> str:
+    return f"probekit run --resume {shlex.quote(str(directory.path))}"
 
 
 def _checked(
@@ -285,7 +301,8 @@ def _analyse(
     manifest["status"] = "running"
     analyses = Analyses(directory, manifest, resolved, recorder, repair, seconds_between_saves, time_limit, stop)
     outcome = analyses.outcome
-    with _told_if_abandoned(directory, manifest, plugins, recorder), _resumable(directory):
+    with _told_if_abandoned(directory, manifest, plugins, recorder), _resumable(directory, recorder):
+        directory.write_json("run.json", manifest)  # unfinished, also where only a page is missing
         profile_model(repair)
         whole = analyses.carry_out()
         if whole:
@@ -305,7 +322,7 @@ def _analyse(
     for sentence in plugins.notify("probekit_run_finished", directory=place, status=status, run=outcome):
         recorder.message(sentence)
     if not whole:
-        recorder.show(f"Interrupted; go on with: probekit run --resume {shlex.quote(str(directory.path))}")
+        recorder.show(f"Interrupted; go on with: {_again(directory)}")
         raise KeyboardInterrupt
     if subjects is not None and outcome.status == "done":
         subjects.keep(repair.loaded.subject)

@@ -58,29 +58,33 @@ def read_hashes(directory: RunDirectory) -> dict[str, str]:
     return files
 
 
-def check_hashes(directory: RunDirectory) -> Hashed:
+def check_hashes(directory: RunDirectory, manifest: Mapping[str, Any]) -> Hashed:
     """Compare the files of a run with their hashes. Raises UsageError as `read_hashes`, or if a file cannot be read."""
     kept = read_hashes(directory)
     there = list(files_of(directory.path))
-    found = Hashed(count=len(kept), digest=digest(kept))
+    found = Hashed(count=len(kept), digest=digest(kept, manifest))
     found.others = [name for name in there if name not in kept]
     found.missing = [name for name in kept if name not in there]
     found.changed = [name for name in there if name in kept and _hash(directory.path / name) != kept[name]]
     return found
 
 
-def digest(files: Mapping[str, str]) -> str:
-    """One hash of what a run was asked and found, the same wherever it ran: SHA-256 over the names and hashes of
-    `config.toml`, options, results, tensors and files; pages are drawn from these, and may show times.
+def digest(files: Mapping[str, str], manifest: Mapping[str, Any]) -> str:
+    """One hash of what a run was asked, what it was done with and what it found, wherever it and its model are: SHA-256
+    over the hashes of options, results, tensors and files, and of `run.json` over the seed, the prompts, what is known
+    of the model, the versions, and what became of each analysis. Pages are drawn from these, and may show times.
     """
-    kept = sorted((name, value) for name, value in files.items() if _is_found(name))
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    found = sorted((name, value) for name, value in files.items() if _is_found(name))
+    configuration = manifest["configuration"]
+    asked = {key: configuration.get(key) for key in ("plugins", "prompts", "input_ids", "special_tokens", "seed")}
+    spec = {key: value for key, value in configuration["model"].items() if key != "name"}
+    recording = manifest.get("recording", {}).get("sha256")
+    done = [spec, recording, manifest.get("model"), manifest["versions"], manifest["analyses"]]
+    return hashlib.sha256(json.dumps([found, asked, done], sort_keys=True).encode()).hexdigest()
 
 
 def _is_found(name: str) -> bool:
-    return name == "config.toml" or (
-        name.startswith("analyses/") and not name.endswith(("/page.json", "/traceback.txt"))
-    )
+    return name.startswith("analyses/") and not name.endswith(("/page.json", "/traceback.txt"))
 
 
 def files_of(folder: Path) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from probekit.analysis import Result
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # How the note begins that tells of what an analysis printed.
 PRINTED = "While it computed, the analysis printed"
+KEPT = "kept in the run's events.jsonl."
+PRINTED_NOTE = re.compile(rf"{PRINTED} (a line|\d+ lines), {re.escape(KEPT)}")
 
 
 def save(name: str, options: Options, result: object, directory: RunDirectory) -> Result:
@@ -47,7 +50,7 @@ def finish_page(page: Page, saved: Result, lines_printed: int, directory: RunDir
         page.note(note)
     if lines_printed:
         lines = "a line" if lines_printed == 1 else f"{lines_printed} lines"
-        page.note(f"{PRINTED} {lines}, kept in the run's events.jsonl.")
+        page.note(f"{PRINTED} {lines}, {KEPT}")
     directory.write_json(f"analyses/{page.title}/page.json", page.to_json())
     directory.write(f"analyses/{page.title}/DONE", b"")
 

@@ -14,10 +14,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+from probekit.errors import BusyError
+
 # Variables that torch sets for itself when somebody first needs its compiler.
 OF_TORCH = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 DEVICES = ("cpu", "cuda")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP") if hasattr(signal, name)]
+
+
+# Held by the thread in which a run computes.
+_computing = threading.RLock()
 
 
 class Part(NamedTuple):
@@ -59,9 +65,26 @@ def put_back(before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 @contextmanager
 def standard() -> Iterator[None]:
-    """torch as it is in a process that has just begun, but for its number of threads, while open: what a run finds
-    depends on no setting that its caller made. Afterwards the caller's settings are there again.
+    """torch's dtype, device, grad, inference, autocast and anomaly modes and precision of float32 products as they are
+    in a process that has just begun, while open: what a run finds does not depend on how its caller set them.
+    Afterwards the caller's settings are there again.
+
+    Raises BusyError in a thread while a run computes in another: these settings are those of the whole process.
     """
+    if not _computing.acquire(blocking=False):
+        raise BusyError(
+            "Another run computes in this process, and two would change each other's settings; wait until it has "
+            "ended, or use another process."
+        )
+    try:
+        with _standard():
+            yield
+    finally:
+        _computing.release()
+
+
+@contextmanager
+def _standard() -> Iterator[None]:
     import torch
 
     if torch.cuda.is_available():  # without it cuBLAS has no deterministic products; it is read when that is first used

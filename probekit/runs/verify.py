@@ -8,22 +8,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probekit.analysis import parse_options
 from probekit.errors import ProbekitError, UsageError
 from probekit.plugins import Plugins
 from probekit.report import Page
-from probekit.runs.config import RunConfig, grants_of, read_config, resolve
+from probekit.runs.config import RunConfig, read_config
 from probekit.runs.containment import quietly
 from probekit.runs.directory import SCHEMA, RunDirectory, links
 from probekit.runs.hashes import DRAWN, HASHES_FILE, check_hashes
 from probekit.runs.joint import JOINT_FILE, comparable
-from probekit.runs.keeping import PRINTED, draw, explain
+from probekit.runs.keeping import PRINTED_NOTE, draw, explain
 from probekit.runs.manifest import read_manifest
 from probekit.runs.recompute import Recomputed, listed, recompute
 from probekit.runs.render import drawn, read_pages
 
 if TYPE_CHECKING:
     from probekit.analysis import Analysis, Result
-    from probekit.runs.config import Resolved
+
+
+# The runs of `probekit run --compare-random`.
+PAIR = ("trained", "random")
 
 
 @dataclass
@@ -81,6 +85,8 @@ def verify(path: str | Path, *, recompute: bool = False, manager: Plugins | None
             return _recording(path)
         if (path / "study.json").is_file():
             return _study(path, recompute, manager)
+        if all((path / weights / "run.json").is_file() for weights in PAIR):
+            return Verified(path, "pair", parts={weights: _run(path / weights, recompute, manager) for weights in PAIR})
     except (OSError, ValueError) as error:
         raise UsageError(f"'{path}' cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     raise UsageError(
@@ -109,6 +115,7 @@ def _run(path: Path, recompute: bool, manager: Plugins | None) -> Verified:
         )
         return found
     _hashes(found, directory, manifest)
+    _statuses(found, manifest)
     _configuration(found, directory, manifest)
     for name, entry in manifest["analyses"].items():
         if entry["status"] == "done":
@@ -132,12 +139,28 @@ def _holds(found: Verified, check: Callable[[], object]) -> bool:
     return True
 
 
+def _statuses(found: Verified, manifest: Mapping[str, Any]) -> None:
+    """Whether `run.json` tells one story: an entry for each analysis that was asked for, and a status that fits."""
+    entries = {**manifest["analyses"], **manifest.get("joint", {})}
+    asked = set(manifest["configuration"]["plugins"])
+    if set(manifest["analyses"]) != asked:
+        found.problems.append(
+            f"The file 'run.json' tells of other analyses than were asked for: {listed(sorted(asked))}."
+        )
+    over = {entry["status"] for entry in entries.values()}
+    if not over <= {"done", "failed"} or (manifest["status"] == "failed") != ("failed" in over):
+        found.problems.append(f"The file 'run.json' says '{manifest['status']}', which its analyses do not.")
+    failed = [name for name, entry in entries.items() if entry["status"] == "failed"]
+    if failed:
+        found.notes.append(f"Without a result, because it failed: {listed(failed)}.")
+
+
 def _hashes(found: Verified, directory: RunDirectory, manifest: Mapping[str, Any]) -> None:
-    if manifest["schema"] < SCHEMA and not (directory.path / HASHES_FILE).is_file():
+    if _without_hashes(manifest) and not (directory.path / HASHES_FILE).is_file():
         found.notes.append("The run was written before runs had hashes (probekit 0.1), so its files are not compared.")
         return
     try:
-        hashed = check_hashes(directory)
+        hashed = check_hashes(directory, manifest)
     except UsageError as error:
         found.problems.append(str(error))
         return
@@ -146,6 +169,10 @@ def _hashes(found: Verified, directory: RunDirectory, manifest: Mapping[str, Any
     found.problems += [f"The file '{name}' is not what was written: its hash is another." for name in hashed.changed]
     if hashed.others:
         found.notes.append(f"Not of the run, and not looked at: {listed(hashed.others)}.")
+
+
+def _without_hashes(manifest: Mapping[str, Any]) -> bool:
+    return manifest["schema"] < SCHEMA and str(manifest["versions"].get("probekit")).startswith("0.1.")
 
 
 def _configuration(found: Verified, directory: RunDirectory, manifest: Mapping[str, Any]) -> None:
@@ -160,6 +187,12 @@ def _configuration(found: Verified, directory: RunDirectory, manifest: Mapping[s
     for key in ("model", "plugins", "prompts", "input_ids", "special_tokens", "seed", "activations"):
         if key in said and said[key] != written[key] and not _extends(said[key], written[key]):
             found.problems.append(f"The file 'config.toml' has another '{key}' than run.json.")
+    for name, entry in manifest["analyses"].items():
+        place = directory.analysis(name) / "options.json"
+        if entry["status"] == "done" and place.is_file():
+            options = directory.read_json(f"analyses/{name}/options.json")
+            if options != said["options"].get(name):
+                found.problems.append(f"The options of '{name}' are others in run.json than in its options.json.")
 
 
 def _extends(said: object, written: object) -> bool:
@@ -208,25 +241,38 @@ def _report(found: Verified, directory: RunDirectory, manifest: Mapping[str, Any
 
 def _recompute(found: Verified, directory: RunDirectory, manifest: Mapping[str, Any], manager: Plugins | None) -> None:
     if not _by_this_version(manifest):  # whose results have other tensors
-        found.notes.append("Another version of probekit wrote the run, so its figures are not computed again.")
+        found.problems.append(
+            "Nothing can be computed again: the run is of probekit "
+            f"{manifest['versions'].get('probekit')}, and this is {version('probekit')}."
+        )
         return
-    values = read_config(directory.path / "config.toml")
-    plugins = manager or Plugins(values.get("block_plugins", []))
+    # Not resolved as a run would be: the model, or a recording in place of it, may be elsewhere now.
+    config = RunConfig.model_validate(read_config(directory.path / "config.toml"))
+    plugins = manager or Plugins(config.block_plugins)
     try:
-        resolved = resolve([("config.toml", values)], plugins, grants_of(values))  # no model is loaded
+        classes = {name: plugins.analysis(name) for name in config.plugins}
+        options = {
+            name: parse_options(each.options_model, config.options.get(name, {}), name)
+            for name, each in classes.items()
+        }
     except ProbekitError as error:
         found.problems.append(f"Nothing can be computed again: {error}")
         return
+    found.problems += [
+        f"The options of '{name}' are others in config.toml than in run.json."
+        for name, each in options.items()
+        if each.model_dump(mode="json") != manifest["configuration"]["options"].get(name)
+    ]
     results: dict[str, Result] = {}
     for name, entry in manifest["analyses"].items():
         if entry["status"] != "done":
             continue
         results[name] = directory.result(name)
-        analysis = resolved.analyses[name](resolved.options[name])
+        analysis = classes[name](options[name])
         try:
             with quietly(name):
                 again = recompute(analysis, results[name])
-        except Exception as error:  # a bug of a plugin, or a result that it did not write
+        except Exception as error:  # a bug of a plugin, or tensors that do not belong together
             found.problems.append(f"The figures of '{name}' cannot be computed again: {explain(error)}")
             continue
         found.recomputed[name] = again
@@ -234,7 +280,7 @@ def _recompute(found: Verified, directory: RunDirectory, manifest: Mapping[str, 
         if again.left_out:
             found.notes.append(f"{name}: not computed again: {listed(again.left_out)}.")
         _page(found, directory, analysis, results[name])
-    _joint(found, directory, manifest, resolved, results)
+    _joint(found, directory, manifest, classes, results)
 
 
 def _page(found: Verified, directory: RunDirectory, analysis: Analysis[Any], saved: Result) -> None:
@@ -249,9 +295,9 @@ def _page(found: Verified, directory: RunDirectory, analysis: Analysis[Any], sav
     except Exception as error:
         found.problems.append(f"The page of '{analysis.name}' cannot be drawn again: {explain(error)}")
         return
-    if kept and kept[-1].get("type") == "note" and PRINTED in str(kept[-1]):
-        kept = kept[:-1]  # of this process's lines, which are no figure
-    if again != kept:
+    # What was printed is no figure, and its note tells how much of it there was.
+    printed = kept and kept[-1]["type"] == "note" and PRINTED_NOTE.fullmatch(kept[-1]["text"])
+    if again != kept and not (printed and again == kept[:-1]):
         found.problems.append(f"The page of '{analysis.name}' is not what the analysis draws of its saved result.")
 
 
@@ -259,13 +305,13 @@ def _joint(
     found: Verified,
     directory: RunDirectory,
     manifest: Mapping[str, Any],
-    resolved: Resolved,
+    classes: Mapping[str, type[Any]],
     results: Mapping[str, Result],
 ) -> None:
     """Whether the pages that analyses have in common are what their results draw."""
     done = {title for title, entry in manifest.get("joint", {}).items() if entry["status"] == "done"}
     kept = {page["title"]: page for page in directory.read_json(JOINT_FILE)["pages"]} if done else {}
-    for joint, group in comparable(resolved.analyses, results).items():
+    for joint, group in comparable(classes, results).items():
         if joint.title not in done:
             continue
         page = Page(joint.title)
@@ -302,9 +348,20 @@ def _recording(path: Path) -> Verified:
 
 def _study(path: Path, recompute: bool, manager: Plugins | None) -> Verified:
     found = Verified(path, "study")
-    for place in sorted((path / "cells").iterdir()) if (path / "cells").is_dir() else []:
-        if (place / "run.json").is_file():
+    found.problems += [f"There is a link in it, '{link}', which no study has." for link in links(path)]
+    cells = path / "cells"
+    if found.problems or not cells.is_dir():
+        return found
+    known = RunDirectory(path).read_json("study.json").get("cells")
+    for place in sorted(cells.iterdir()):
+        if (place / "run.json").is_file() and not place.name.startswith("."):
             found.parts[place.name] = _run(place, recompute, manager)
-    if not found.parts:
-        found.problems.append("The study has no runs.")
+        elif place.name.endswith(".failed.json") and place.name.removesuffix(".failed.json") not in found.parts:
+            found.notes.append(f"A cell failed: {RunDirectory(cells).read_json(place.name).get('error')}")
+    if isinstance(known, list):
+        missing = [key for key in known if key not in found.parts and not (cells / f"{key}.failed.json").is_file()]
+        others = [key for key in found.parts if key not in known]
+        found.problems += [f"Of its cells these are missing: {listed(missing)}."] if missing else []
+        found.notes += [f"Cells of another call, with other parameters perhaps: {listed(others)}."] if others else []
+    found.notes.append("Its own report is not compared; `probekit study` judges and draws it again from these runs.")
     return found

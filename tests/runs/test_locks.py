@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import probekit
 from probekit.errors import BusyError, UsageError
 from probekit.files import LOCK, Lock
 from probekit.plugins import Plugins
@@ -82,7 +84,7 @@ def test_a_run_that_is_under_way_can_be_neither_resumed_nor_begun_again(model: s
 
     def second() -> None:
         before = {path.name: path.stat().st_mtime_ns for path in place.rglob("*")}
-        with pytest.raises(BusyError, match="Another process is at work on the run '") as ended:
+        with pytest.raises(BusyError, match="at work on the run '") as ended:
             resume(place, plugins)
         sentences.append(str(ended.value))
         with pytest.raises(UsageError, match="exists and is not empty"):
@@ -97,11 +99,48 @@ def test_a_run_that_is_under_way_can_be_neither_resumed_nor_begun_again(model: s
 def test_two_that_begin_in_one_empty_folder_make_one_run(model: str, tmp_path: Path) -> None:
     place = tmp_path / "run"
     place.mkdir()
-    with Lock(place / LOCK, "it").held(), pytest.raises(BusyError, match="Another process is at work on '"):
+    with Lock(place / LOCK, "it").held(), pytest.raises(BusyError, match="is at work on '"):
         RunDirectory.create(place, {"run.json": b"{}"})
     assert list(place.iterdir()) == []
     with RunDirectory.create(place, {"run.json": b"{}"}):
         assert sorted(path.name for path in place.iterdir()) == [LOCK, "run.json"]
+
+
+def test_a_folder_that_another_makes_in_the_last_moment_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, rename = tmp_path / "run", Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        place.mkdir()
+        (place / "run.json").write_text("of another")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with pytest.raises(BusyError, match="Another process has begun a run in '"):
+        RunDirectory.create(place, {"run.json": b"{}"})
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (place / "run.json").read_text() == "of another"
+
+
+def test_two_runs_at_once_in_threads_are_not_begun(model: str, tmp_path: Path) -> None:
+    """They would change each other's settings of torch and of the process."""
+    sentences: list[str] = []
+
+    def other() -> None:
+        with pytest.raises(BusyError, match="Another run computes in this process") as ended:
+            probekit.run(model, "pseudo-inverse", output=tmp_path / "second")
+        sentences.append(str(ended.value))
+
+    def in_a_thread() -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    plugins = Plugins()
+    assert execute(resolve([("test", values(model))], plugins), plugins, tmp_path / "run", Listener(in_a_thread))
+    assert len(sentences) == 1
+    assert not (tmp_path / "second").exists()
 
 
 def test_the_lock_of_a_killed_process_is_none(

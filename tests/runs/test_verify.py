@@ -278,6 +278,59 @@ def test_names_that_lead_elsewhere_are_refused(run: Path) -> None:
         probekit.read_run(run)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda manifest: manifest["configuration"]["options"]["means"].update(times=3.0), "The options of 'means'"),
+        (lambda manifest: manifest.update(analyses={}), "tells of other analyses than were asked for: means"),
+        (lambda manifest: manifest["analyses"].update(means={"status": "failed", "error": "no"}), "says 'done'"),
+        (lambda manifest: manifest["analyses"].update(means={"status": "waiting"}), "says 'done'"),
+        (lambda manifest: manifest.update(status="failed"), "says 'failed'"),
+    ],
+    ids=["options", "no analyses", "failed", "waiting", "status"],
+)
+def test_a_manifest_that_tells_another_story_is_found(change: Any, said: str, run: Path) -> None:
+    from probekit.runs.directory import RunDirectory
+
+    rewrite(run / "run.json", change)
+    render(RunDirectory(run))
+    forge(run)
+    assert any(said in problem for problem in verify(run).problems), verify(run).problems
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["model"].update(parameters=5),
+        lambda manifest: manifest["versions"].update(torch="1.0"),
+        lambda manifest: manifest["configuration"].update(seed=5),
+    ],
+    ids=["model", "versions", "seed"],
+)
+def test_what_a_run_was_done_with_is_in_its_digest(change: Any, run: Path) -> None:
+    before = verify(run).digest
+    rewrite(run / "run.json", change)
+    forge(run)
+    assert verify(run).digest != before
+
+
+def test_a_note_that_was_put_at_the_end_is_found(run: Path) -> None:
+    page = run / "analyses" / "means" / "page.json"
+
+    def forged(text: str) -> list[str]:
+        rewrite(page, lambda document: document["blocks"].append({"type": "note", "text": text}))
+        from probekit.runs.directory import RunDirectory
+
+        render(RunDirectory(run))
+        forge(run)
+        found = again(run).problems
+        rewrite(page, lambda document: document["blocks"].pop())
+        return found
+
+    assert forged("While it computed, the analysis printed 2 lines, kept in the run's events.jsonl.") == []
+    assert forged("While it computed, the analysis printed nothing. It recovers 100% of the prompt.") != []
+
+
 # --- what cannot be computed again -----------------------------------------------------------------------------------
 
 
@@ -354,3 +407,13 @@ def test_recordings_and_studies_are_verified_too(tmp_path: Path) -> None:
     assert len(found.parts) == 2
     next(study.glob("cells/*/analyses/*/page.json")).write_text("[]")
     assert not verify(study).whole
+
+
+def test_a_study_of_which_a_cell_is_gone_is_not_whole(tmp_path: Path) -> None:
+    study = shutil.copytree(WRITTEN_BY_0_1 / "study", tmp_path / "study")
+    keys = sorted(path.name for path in (study / "cells").iterdir())
+    rewrite(study / "study.json", lambda document: document.update(cells=keys))
+    (study / "cells" / f".{keys[0]}.abc").mkdir()
+    assert verify(study).whole
+    shutil.rmtree(study / "cells" / keys[1])
+    assert verify(study).problems == [f"Of its cells these are missing: {keys[1]}."]

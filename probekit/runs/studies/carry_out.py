@@ -122,7 +122,7 @@ def study(
     cells = expand(file, manager, said(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle))
     check_study(file, cells)
     folder = Path(output) if output is not None else DEFAULT_FOLDER / path.stem
-    _claim(folder, path, file)
+    _claim(folder, path, file, cells)
     mine = {cell.key: cell for cell in reversed(share(cells, shard))}
     ordered = by_model([mine[key] for key in dict.fromkeys(cell.key for cell in cells) if key in mine])
     try:
@@ -139,10 +139,10 @@ def study(
     return outcome
 
 
-def _claim(folder: Path, path: Path, file: StudyFile) -> None:
+def _claim(folder: Path, path: Path, file: StudyFile, cells: Sequence[Cell]) -> None:
     """Make the folder, or see that it is this study's own."""
     name = folder / "study.json"
-    identity = {"study": path.name, "title": file.title}
+    identity = {"study": path.name, "title": file.title, "cells": sorted({cell.key for cell in cells})}
     if name.is_file():
         found = RunDirectory(folder).read_json("study.json")
         if found.get("study") != path.name:

@@ -114,7 +114,8 @@ def _carry_out(
     stop: StopFlag | None,
 ) -> str:
     place = cell_folder(folder, cell.key)
-    failure_file(folder, cell.key).unlink(missing_ok=True)
+    with storing(folder):
+        failure_file(folder, cell.key).unlink(missing_ok=True)
     try:
         if (place / "run.json").is_file():
             model = cell.resolved.config.model
@@ -123,7 +124,8 @@ def _carry_out(
         else:
             # What a process has left that was killed while it made the folder, or removed it.
             for half in (place, *place.parent.glob(f".{place.name}.*")):
-                shutil.rmtree(half, ignore_errors=True)
+                if half.is_dir():
+                    shutil.rmtree(half, ignore_errors=True)
             run = execute(cell.resolved, plugins, place, listener, (), seconds, subjects=subjects, stop=stop)
     except (StorageError, BusyError):
         raise
