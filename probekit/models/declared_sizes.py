@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from probekit.errors import ModelError, size
-from probekit.models.folders import headers
+from probekit.models.folders import clipped, headers
 
 # Most modules of a model. The largest mixtures of experts have about a hundred thousand.
 MODULES = 200_000
@@ -60,8 +60,8 @@ def check_against_files(model: nn.Module, files: list[Path], name: str, plain: b
         there += math.prod(shape)
         if plain and key in names and not kind.startswith(("F", "BF")):
             raise ModelError(
-                f"The weight {key} of '{name}' is saved as {kind}; expected real numbers, such as F32 or BF16, of a "
-                "model whose config says nothing of quantisation."
+                f"The weight {clipped(key)} of '{name}' is saved as {kind}; expected real numbers, such as F32 or "
+                "BF16, of a model whose config says nothing of quantisation."
             )
     if asked > PACKED * there + SMALL:
         raise ModelError(

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from probekit.errors import ModelError, UsageError, out_of_memory, size
-from probekit.models.folders import PICKLED, SAFE, SAFE_INDEX, no_weights_sentence, pickle_sentence
+from probekit.models.folders import PICKLED, SAFE, SAFE_INDEX, clipped, no_weights_sentence, pickle_sentence
 from probekit.models.spec import ModelSpec
 
 _estimating = ContextVar("estimating", default=False)
@@ -111,6 +111,12 @@ def _explain(spec: ModelSpec, error: BaseException) -> str:
         return f"'{name}' is a gated repository; ask for access on its page and log in with `hf auth login`."
     if caused_by(RevisionNotFoundError):
         return f"'{name}' has no revision '{spec.revision}' on the hub."
+    missing = (RepositoryNotFoundError, HFValidationError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+    if Path(name).expanduser().is_dir() and caused_by(*missing):
+        return (
+            f"The folder '{name}' names code or files of another repository, which is not in the hub's cache, and a "
+            "folder is read without the network; have it there first (`hf download OWNER/NAME`)."
+        )
     if caused_by(RepositoryNotFoundError, HFValidationError):
         return f"There is no model '{name}': it is no folder here, and the hub has no repository of that name."
     if caused_by(OfflineModeIsEnabled) or (caused_by(LocalEntryNotFoundError) and _offline()):
@@ -181,7 +187,7 @@ def _sizes(spec: ModelSpec) -> tuple[str, list[str]]:
 def first_words(error: BaseException) -> str:
     """The first line of what an error says, with the second where the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return clipped(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
 
 
 def _pickled_in_cache(spec: ModelSpec) -> bool:

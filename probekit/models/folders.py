@@ -20,8 +20,18 @@ SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
 
-# A tokenizer of a million tokens is some 30 MB of JSON.
-LONGEST_JSON = 1 << 28
+# Characters of what a file or a library says that a sentence repeats.
+LONGEST_WORDS = 300
+# What is read into memory as a whole: a tokenizer of a million tokens is some 30 MB of JSON.
+LONGEST = 1 << 28
+_WHOLE = (".json", ".txt", ".jinja", ".model", ".spm", ".tiktoken", ".vocab", ".bpe")
+# What the libraries open in a model's folder, where a person may keep other things beside it.
+_OPENED = (
+    *("config*.json", "generation_config.json", "*processor_config.json", ADAPTER, "chat_template*", "*.jinja"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "tekken.json"),
+    *("*.model", "*.spm", "*.tiktoken", "*.vocab", "*.bpe", "bpe.codes", "dict.txt"),
+    *("*.safetensors*", "pytorch_model*", "*.py"),
+)
 # What is read as a whole, and has to be an object.
 _DOCUMENTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 # As `save_pretrained(distributed)` of transformers names its files, which are read by torch's own way for them.
@@ -30,14 +40,16 @@ _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 def check_folder(folder: Path, name: str) -> None:
     """Raise ModelError with one sentence unless what is in a model's folder can be read as data."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix and not path.is_dir() and not path.is_file():  # a pipe would be waited for, a device never end
+    for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja")]):
+        if not any(map(path.match, _OPENED)) or path.is_dir():
+            continue
+        if not path.is_file():  # a pipe would be waited for, a device never end
             what = "leads nowhere" if path.is_symlink() and not path.exists() else "is neither a file nor a folder"
-            raise ModelError(f"'{path.name}' in the folder of '{name}' {what}; put the file there, or remove it.")
-        if path.suffix == ".json" and path.is_file() and path.stat().st_size > LONGEST_JSON:
+            raise ModelError(f"{short(path.name)} in the folder of '{name}' {what}; put the file there, or remove it.")
+        if path.suffix in _WHOLE and path.stat().st_size > LONGEST:
             raise ModelError(
-                f"'{path.name}' in the folder of '{name}' has {size(path.stat().st_size)}; expected "
-                f"{size(LONGEST_JSON)} at most of a JSON file."
+                f"{short(path.name)} in the folder of '{name}' has {size(path.stat().st_size)}; expected "
+                f"{size(LONGEST)} at most of a file that is read as a whole."
             )
         if _DISTRIBUTED.fullmatch(path.name):
             raise ModelError(
@@ -50,11 +62,22 @@ def check_folder(folder: Path, name: str) -> None:
             read_object(folder / document, name)
 
 
+def clipped(text: str, longest: int = LONGEST_WORDS) -> str:
+    """The begin of a text that may be of any length."""
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def short(value: object) -> str:
+    """A value from a file as a sentence quotes it."""
+    return clipped(quoted(value))
+
+
 def adapter_sentence(name: str) -> str:
     """What to do about weights that are to be changed by others, of a model that a file names."""
     return (
         f"'{name}' comes with a PEFT adapter ({ADAPTER}), which changes the weights of a model that this file names; "
-        "merge it into its model with merge_and_unload() and save that, or take the adapter's files away."
+        f"take {ADAPTER} away if the weights here are merged already, or else merge it into its model with "
+        "merge_and_unload() and save that."
     )
 
 
@@ -95,7 +118,7 @@ def weights_named(config: Any, name: str, allow_pickle: bool) -> str | None:
         return said
     if not isinstance(said, str) or not _is_below(said) or not said.endswith((SAFE[5:], SAFE_INDEX[5:])):
         raise ModelError(
-            f"The config of '{name}' names {quoted(said)} as its weights; expected a safetensors file beside it."
+            f"The config of '{name}' names {short(said)} as its weights; expected a safetensors file beside it."
         )
     return said
 
@@ -134,12 +157,12 @@ def _shards(index: Path, name: str, ending: str = ".safetensors") -> list[str]:
     for part in names:
         if not _is_below(part) or not part.endswith(ending):
             raise ModelError(
-                f"'{index.name}' of '{name}' names the file '{part}'; expected {ending.strip('.')} files of its own "
-                "folder."
+                f"'{index.name}' of '{name}' names the file {short(part)}; expected {ending.strip('.')} files of its "
+                "own folder."
             )
         if not (index.parent / part).is_file():
             raise ModelError(
-                f"The weights of '{name}' are not complete: '{part}', which '{index.name}' names, is missing."
+                f"The weights of '{name}' are not complete: {short(part)}, which '{index.name}' names, is missing."
             )
     return names
 

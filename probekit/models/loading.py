@@ -28,6 +28,7 @@ from probekit.models.demo import DEMO_FOLDER
 from probekit.models.depth import cut
 from probekit.models.devices import as_device, execution_device, is_dispatched, is_offloaded, offloading
 from probekit.models.failures import in_sentences, quiet_libraries
+from probekit.models.folders import clipped
 from probekit.models.heap import giving_back_large
 from probekit.models.placement import Placement, by_bitsandbytes, check_devices, limits, placement
 from probekit.models.provided import ask
@@ -77,7 +78,7 @@ def load_model(spec: ModelSpec, plugins: Plugins | None = None) -> LoadedModel:
         else:
             _check_files(given, config)
             model = _pretrained_model(source, config, spec, given.weights())
-    facts = _provenance(spec, source)
+    facts = _provenance(spec, source, given)
     if missing_tokenizer:
         facts["tokenizer"] = missing_tokenizer
     return _settled(model, tokenizer, facts, spec)
@@ -136,10 +137,15 @@ def _dtype(name: str) -> torch.dtype | str:
 
 
 def _check_files(given: Given, config: Any) -> None:
-    """Raise ModelError unless a folder's files can be the weights of a config. Those of the hub are not here yet."""
+    """Raise ModelError unless a folder's files can be the weights of a config.
+
+    Those of the hub are not here yet, and the embedded model is known.
+    """
+    if Path(given.source) == DEMO_FOLDER:
+        return
     if files := given.weight_files():
-        with no_init_weights():
-            skeleton = on_meta(without_quantization(config), given.spec)
+        with no_init_weights():  # of one type: a config may give each of its parts its own
+            skeleton = on_meta(without_quantization(config), given.spec, torch.float32)
         check_against_files(skeleton, files, given.spec.name, plain=quantised_as(config) is None)
 
 
@@ -245,7 +251,7 @@ def _check_fit(model: nn.Module, info: dict[str, Any], spec: ModelSpec) -> None:
         if names:
             raise ModelError(
                 f"The weights of '{spec.name}' do not fit its config: {len(names)} are {problem} the checkpoint "
-                f"(first: {names[0]}); give the config that was saved with these weights."
+                f"(first: {clipped(names[0])}); give the config that was saved with these weights."
             )
     if spec.depth is None:
         lists = {
@@ -257,8 +263,8 @@ def _check_fit(model: nn.Module, info: dict[str, Any], spec: ModelSpec) -> None:
             for name, index in re.findall(r"(?:^|\.)(\w+)\.(\d+)\.", key):
                 if int(index) >= lists.get(name, int(index) + 1):
                     raise ModelError(
-                        f"The weights of '{spec.name}' do not fit its config: the checkpoint has {key}, but the config "
-                        f"makes only {lists[name]} blocks; use --depth to leave blocks out on purpose."
+                        f"The weights of '{spec.name}' do not fit its config: the checkpoint has {clipped(key)}, but "
+                        f"the config makes only {lists[name]} blocks; use --depth to leave blocks out on purpose."
                     )
 
 
@@ -289,12 +295,13 @@ def _random_model(config: Any, spec: ModelSpec) -> nn.Module:
     return placed
 
 
-def _provenance(spec: ModelSpec, source: str) -> dict[str, Any]:
+def _provenance(spec: ModelSpec, source: str, given: Given) -> dict[str, Any]:
     if spec.weights == "random":
         return {"source": "random weights", "weights_seed": spec.weights_seed, "torch": torch.__version__}
     folder = Path(source)
     if folder.is_dir():
-        return {"source": "demo" if folder == DEMO_FOLDER else "folder", "weights_sha256": weights_hash(folder)}
+        kind = "demo" if folder == DEMO_FOLDER else "folder"
+        return {"source": kind, "weights_sha256": weights_hash(folder, given.weight_files())}
     return {"source": "hub", "revision": commit(source, spec.revision)}
 
 

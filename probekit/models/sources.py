@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,13 @@ from probekit.models.failures import first_words
 from probekit.models.spec import ModelSpec
 from probekit.models.trust import Given
 
+# What tokenizers are made of, and how many tokens a model's class gives one that is made of no file, beside special
+# ones: the space and a language.
+_OF_TOKENS = ("tokenizer.json", "vocab*", "merges.txt", "*.model", "*.spm", "tekken.json", "*.tiktoken", "dict.txt")
+_OF_NOTHING = 2
+# A file that is not loaded, such as weights saved in another way, counts for the hash of weights up to so many times
+# the size of those that are.
+BESIDE = 4
 # The hashes of files of more bytes, unchanged for so many seconds, are kept: hashing 6 GB takes 4 s.
 LARGE, SETTLED = 1 << 26, 2
 
@@ -57,8 +66,9 @@ def load_tokenizer(given: Given) -> tuple[Any | None, str]:
     """The tokenizer, or None with the reason: prompts then have to be given as token ids."""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(given.source, **given.files)
-        # Of no files transformers makes one that knows its special tokens, and perhaps the space and a language.
-        if len(tokenizer) <= len(tokenizer.all_special_tokens) + 2:
+        folder = Path(given.source)
+        made_of_nothing = folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _OF_TOKENS)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens) + (_OF_NOTHING if made_of_nothing else 0):
             return None, "none (it comes with no tokenizer files)"
         return tokenizer, ""
     except (KeyboardInterrupt, SystemExit):
@@ -76,10 +86,15 @@ def commit(source: str, revision: str | None) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else revision
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's weight files, in order of name."""
+def weights_hash(folder: Path, loaded: Sequence[Path] = ()) -> str:
+    """SHA-256 over the names and contents of a folder's weight files, in order of name.
+
+    Where it is known which of them are `loaded`, others count only if they are not far larger.
+    """
     digest = hashlib.sha256()
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    most = BESIDE * sum(path.stat().st_size for path in loaded) if loaded else math.inf
+    beside = [path for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")) if path.is_file()]
+    files = sorted({*loaded, *(path for path in beside if path.stat().st_size <= most)})
     with ThreadPoolExecutor(max_workers=4) as pool:
         for path, found in zip(files, pool.map(_file_hash, files), strict=True):
             digest.update(path.name.encode())

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -113,10 +114,26 @@ def instead(name: str, make: Callable[[Path], object]) -> Change:
     return apply
 
 
+def sparse(name: str) -> Change:
+    """A file of 4 TiB that takes no place."""
+
+    def apply(place: Path) -> None:
+        (place / name).touch()
+        os.truncate(place / name, 1 << 42)
+
+    return apply
+
+
+def listening(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(place / "a.sock"))  # at most 108 characters
+
+
 def distributed(place: Path) -> None:
     (place / WEIGHTS).rename(place / "shard-00001-model-00001-of-00001.safetensors")
 
 
+INT8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 REFUSED: dict[str, tuple[Change, str]] = {
     # weights: their files
@@ -146,6 +163,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "distributed": (distributed, "distributed checkpoint"),
     # weights: an index
     "index that climbs out": (index({"a": "../model/a.safetensors"}), "'../model/a.safetensors'; expected safetensors"),
+    "index with a name of a megabyte": (index({"a": "../" + "x" * 10**6}), "xxx…; expected safetensors"),
     "index that is absolute": (index({"a": "/etc/a.safetensors"}), "'/etc/a.safetensors'; expected safetensors"),
     "shard that is missing": (index({"a": "a.safetensors", "b": "b.safetensors"}), "'b.safetensors', which"),
     "index without a map": (index([]), "no weight_map"),
@@ -162,7 +180,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "bytes": (weight(lambda value: value.to(torch.uint8)), "saved as U8"),
     "complex numbers": (weight(lambda value: value.to(torch.complex64)), "saved as C64"),
     "not quantised, though it says so": (
-        config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        config(quantization_config=INT8),
         "says that its weights are quantised already (int8)",
     ),
     # pickle
@@ -198,6 +216,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "config below nothing": (config(vocab_size=-1), "negative dimension"),
     "dtype that is a function": (config(dtype="load"), "dtype = 'load'"),
     "dtype of whole numbers": (config(dtype="int8"), "dtype = 'int8'"),
+    "modules by a pattern that never ends": (
+        config(quantization_config={**INT8, "llm_int8_skip_modules": ["((a|[a-z.0-9_])+)+!"]}),
+        "in llm_int8_skip_modules; expected the name",
+    ),
+    "widths by a pattern that never ends": (
+        config(quantization_config={"quant_method": "gemma", "module_quant_configs": {"((a|[a-z])+)+!": {}}}),
+        "in module_quant_configs; expected 3 repetitions",
+    ),
+    "modules by many stars": (
+        config(quantization_config={**INT8, "modules_to_not_convert": [".*" * 30 + "x"]}),
+        "in modules_to_not_convert; expected the name",
+    ),
     "quantised by a word": (config(quantization_config="x"), "could not be loaded"),
     # the config: what it asks for, beside weights of a few thousand numbers
     "a billion blocks": (config(n_layer=10**9), "n_layer = 1000000000"),
@@ -211,6 +241,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "generation config of a list": (holds("generation_config.json", b"[]"), "holds a list"),
     "tokenizer config that is cut off": (holds("tokenizer_config.json", b"{"), "'tokenizer_config.json' of"),
     "JSON that is too long": (lambda place: os.truncate(place / "tokenizer.json", 1 << 29), "512 MiB"),
+    "chat template that is too long": (sparse("chat_template.jinja"), "4.0 TiB"),
+    "vocabulary that is too long": (sparse("vocab.txt"), "4.0 TiB"),
+    "chat template that is a pipe": (
+        lambda place: [
+            (place / "additional_chat_templates").mkdir(),
+            os.mkfifo(place / "additional_chat_templates" / "x.jinja"),
+        ],
+        "neither a file nor a folder",
+    ),
 }
 
 
@@ -260,6 +299,16 @@ INERT: dict[str, Change] = {
         (place / "custom_generate").mkdir(),
         (place / "custom_generate" / "generate.py").write_text("raise SystemExit(1)"),
     ],
+    "a length without end": config(model_max_length=1000000000000000019884624838656),
+    "a seed of 64 bits": config(task_specific_params={"sampling": {"seed": 2**64 - 1}}),
+    "a label that is a method": config(id2label={"0": "update"}, label2id={"update": 0}),
+    "a count that no config knows": config(max_blocks=200_000),
+    "a type for each part": config(dtype={"": "float32"}),
+    "a text that leads nowhere": lambda place: (place / "README.md").symlink_to("nowhere"),
+    "a socket": listening,
+    "data that is long": sparse("train_data.json"),
+    "other weights that are long": sparse("extra.bin"),
+    "other weights that are a pipe": lambda place: os.mkfifo(place / "extra.bin"),
     "weights behind a link": lambda place: [
         (place / WEIGHTS).rename(place.parent / "elsewhere"),
         (place / WEIGHTS).symlink_to(place.parent / "elsewhere"),
@@ -268,7 +317,7 @@ INERT: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("case", INERT)
-def test_what_names_others_is_not_followed_and_changes_no_number(case: str, folder: Path) -> None:
+def test_what_names_others_or_is_beside_it_changes_no_number(case: str, folder: Path) -> None:
     ids = torch.tensor([[5, 17, 3, 60]])
     expected = probekit.load(folder).capture(ids, ["logits"])["logits"]
     INERT[case](folder)
@@ -297,6 +346,9 @@ def test_random_weights_that_no_machine_holds_are_refused_before_they_are_made(
 
 def test_sizes_of_real_models_are_no_counts_of_parts() -> None:
     sizes = {"shared_expert_intermediate_size": 20_480, "block_size": 65_536, "codebook_size": 262_144}
+    kept = {"modules_to_not_convert": ["lm_head", "model.layers.*.self_attn"], "llm_int8_skip_modules": None}
+    widths = {r"(mlp|attn)\.\w+_proj$": {"num_bits": 4}}
+    check_config({"quantization_config": {**kept, "module_quant_configs": widths}}, "a model")
     check_config({**sizes, "num_hidden_layers": 126, "max_window_layers": 80, "dtype": "bfloat16"}, "a model")
     for key in ("n_layer", "num_hidden_layers", "decoder_layers", "n_routed_experts", "num_attention_heads", "depth"):
         with pytest.raises(probekit.ModelError, match=key):
@@ -332,6 +384,16 @@ def test_code_of_its_own_is_one_sentence_and_is_not_run(folder: Path) -> None:
     with pytest.raises(probekit.ModelError, match="not run unless you allow it with --trust-remote-code"):
         probekit.load(folder)
     assert not (folder / "ran").exists()
+
+
+def test_code_in_another_repository_is_named_where_the_network_is_not_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("probekit.models.failures._offline", lambda: False)
+    config(model_type="evil", auto_map={"AutoConfig": "someone/else--evil.Config"})(folder)
+    with pytest.raises(probekit.ModelError, match="of another repository, which is not in the hub's cache"):
+        probekit.load(folder, trust_remote_code=True)
 
 
 # --- pickle -----------------------------------------------------------------------------------------------------------
@@ -485,6 +547,17 @@ def test_a_tokenizer_that_fails_on_a_prompt_is_a_sentence(folder: Path, capfd: p
     with pytest.raises(probekit.ModelError, match="The tokenizer of this model cannot read the prompt 'aaaa"):
         subject.encode("a" * 40 + "b")
     capfd.readouterr()  # what Rust says by itself
+
+
+def test_a_tokenizer_of_two_words_is_one(folder: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"0": 0, "1": 1, "<unk>": 2}, "unk_token": "<unk>"}
+    changed("tokenizer.json", lambda document: document.update(model=model, added_tokens=[]))(folder)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document.update(normalizer=None, pre_tokenizer={"type": "Whitespace"}, post_processor=None, decoder=None)
+    (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    words = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words), encoding="utf-8")
+    assert probekit.load(folder).encode("0 1 1").tolist() == [[0, 1, 1]]
 
 
 def test_a_token_that_two_words_share_is_one_token(folder: Path) -> None:
