@@ -264,10 +264,13 @@ def test_a_disk_that_is_full_is_a_sentence_and_the_call_goes_on_when_there_is_ro
     save_file = writing.save_file
     with monkeypatch.context() as patch:
         patch.setattr(writing, "save_file", full)
-        with pytest.raises(UsageError) as ended:
+        with pytest.raises(probekit.StorageError) as ended:
             record_ids(subject, tmp_path / "r")
-    reason = "No space left on device" if kind == "file system" else "I/O error: full"
-    assert str(ended.value) == f"The output directory '{tmp_path / 'r'}' cannot be written: {reason}."
+    reason = "the disk is full" if kind == "file system" else "I/O error: full"
+    assert str(ended.value) == (
+        f"The folder '{tmp_path / 'r'}' cannot be written: {reason}; what was written before is whole. With that "
+        "mended, the same command goes on with it."
+    )
     assert len(Recording(tmp_path / "r", unfinished=True).shards) == 2
     record_ids(subject, tmp_path / "r")
     assert contents(tmp_path / "r") == contents(recorded.path)
