@@ -87,15 +87,15 @@ def many(target: Target) -> None:
 
 def _carry_out(target: Target, inputs: int, seed: int | None) -> int:
     count = 0
-    _forget_peak()
-    before = _megabytes()
+    forget_peak()
+    before = megabytes()
 
     def test(given: Any) -> None:
         nonlocal count
         count += 1
         with limited_in_time():
             target.check(given)
-        assert _megabytes() - before < MOST_MEGABYTES, "more memory than the input warrants"
+        assert megabytes() - before < MOST_MEGABYTES, "more memory than the input warrants"
 
     # What is found is shrunk where inputs are few; where they are many, a report of the first is soon enough.
     phases = (Phase.generate, Phase.shrink)
@@ -115,13 +115,13 @@ def _carry_out(target: Target, inputs: int, seed: int | None) -> int:
     return count
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """What tests before took at most must not hide what an input takes."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def _megabytes() -> float:
+def megabytes() -> float:
     """The most memory that this process had since its peak was forgotten."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")

@@ -15,7 +15,19 @@ import pytest
 from hypothesis import strategies as st
 
 from probekit.errors import AnalysisError, UsageError, one_line
-from tests.fuzz.harness import SEED_VARIABLE, Hung, Target, answer, few, limited_in_time, many, only_in
+from tests.fuzz.harness import (
+    MOST_MEGABYTES,
+    SEED_VARIABLE,
+    Hung,
+    Target,
+    answer,
+    few,
+    forget_peak,
+    limited_in_time,
+    many,
+    megabytes,
+    only_in,
+)
 from tests.fuzz.places import scratch
 from tests.fuzz.values import ODD_TEXTS
 
@@ -138,5 +150,7 @@ def test_whatever_leaves_its_folder_is_seen(kind: str) -> None:
 
 def test_memory_that_an_input_does_not_warrant_is_a_failure() -> None:
     kept: list[bytearray] = []
+    forget_peak()
+    much = int(megabytes() + MOST_MEGABYTES + 100) << 20  # more than the peak, also where that cannot be forgotten
     with pytest.raises(AssertionError, match="more memory"):
-        few(Target("takes much", st.just(0), lambda _: kept.append(bytearray(b"x") * (1 << 30)), few=1))
+        few(Target("takes much", st.just(0), lambda _: kept.append(bytearray(b"x") * much), few=1))
