@@ -208,7 +208,7 @@ class Context:
 
     def with_subject(self, subject: Subject) -> Context:
         """The same context with this model."""
-        return Context(
+        return type(self)(
             self.seed,
             self._analysis,
             self._listener,

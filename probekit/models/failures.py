@@ -67,29 +67,24 @@ def in_sentences(spec: ModelSpec) -> Iterator[None]:
     except (ModelError, UsageError, KeyboardInterrupt):
         raise
     except (Exception, DiskFull) as error:
-        if _interrupted(error):  # what cleans up after an interrupt in transformers may fail over what it left
+        # What cleans up after an interrupt in transformers may fail over what that left.
+        if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)):
             raise KeyboardInterrupt from None
         raise ModelError(_explain(spec, error)) from error
 
 
-def _interrupted(error: BaseException) -> bool:
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        if isinstance(cause, KeyboardInterrupt):
-            return True
-        seen.add(id(cause))
-        cause = cause.__context__
-    return False
-
-
-def _explain(spec: ModelSpec, error: BaseException) -> str:
-    name = spec.name
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what it came from, what that came from, and so on."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    return causes
+
+
+def _explain(spec: ModelSpec, error: BaseException) -> str:
+    name, causes = spec.name, _causes(error)
     if any(out_of_memory(part) for part in causes):
         return _out_of_memory(spec, causes)
 

@@ -17,7 +17,9 @@ from torch import nn
 
 import probekit
 from probekit.errors import ModelError, UsageError
+from probekit.models.failures import in_sentences
 from probekit.models.loading import weights_hash
+from probekit.models.spec import ModelSpec
 from probekit.subject import load_spec
 
 SIZES = {
@@ -455,3 +457,14 @@ def test_a_device_map_is_the_same_model(saved: Callable[..., Path]) -> None:
 def test_devices_that_cannot_be_used_are_a_sentence(options: dict[str, str], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         probekit.load("demo", **options)
+
+
+def test_an_interrupt_that_a_clean_up_fails_over_is_an_interrupt() -> None:
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            [].pop()
+
+    with pytest.raises(KeyboardInterrupt), in_sentences(ModelSpec()):
+        interrupted()

@@ -12,7 +12,7 @@ from probekit.runs.profiling.current import current
 from probekit.runs.profiling.spans import Running, Spans
 
 if TYPE_CHECKING:
-    from probekit.subject import Subject
+    pass
 
 
 def context_class() -> type[Context]:
@@ -57,18 +57,6 @@ class TimedContext(Context):
             found = super().stage(key, compute)
             running.span.steps.count += 1
             return found
-
-    def with_subject(self, subject: Subject) -> Context:
-        return TimedContext(
-            self.seed,
-            self._analysis,
-            self._listener,
-            self._store,
-            self.results,
-            lambda: subject,
-            subject.facts,
-            self.carried,
-        )
 
 
 def _time(progress: Progress, spans: Spans, running: Running) -> None:
